@@ -1,0 +1,80 @@
+//! Chance as a value: the numbers that a pick decides by, made from a secret seed and the flow. Hashes here are
+//! fixed by definition (SipHash-1-3), so that every build on every machine draws alike.
+
+use std::hash::Hasher;
+use std::net::{IpAddr, SocketAddr};
+
+use siphasher::sip::SipHasher13;
+
+/// The secret of one instance: with it unknown, no client can aim at an endpoint. Fixed in tests of sameness.
+#[derive(Clone, Copy)]
+pub struct Seed(pub u64, pub u64);
+
+/// Who connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// The client's address and port.
+    pub client: SocketAddr,
+    /// The client is a Pod or a node of the cluster: on outside addresses it gets the Cluster policy.
+    pub inside: bool,
+}
+
+/// What chance says for one pick.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Draw {
+    /// Uniform over 64 bits.
+    pub hash: u64,
+    /// How many picks of the port came before; round-robin goes by it.
+    pub turn: u64,
+}
+
+impl Draw {
+    /// The draw for `flow` at `turn` ([`crate::ServicePort::next_turn`]).
+    pub fn new(seed: &Seed, flow: &Flow, turn: u64) -> Self {
+        let mut hasher = SipHasher13::new_with_keys(seed.0, seed.1);
+        let (address, length) = octets(flow.client.ip());
+        hasher.write(&address[..length]);
+        hasher.write(&flow.client.port().to_le_bytes());
+        hasher.write(&turn.to_le_bytes());
+        Self { hash: hasher.finish(), turn }
+    }
+}
+
+/// The hash of the client that Maglev looks up: its address without the port, with a fixed key, so that
+/// different hosts agree.
+pub fn client_hash(client: IpAddr) -> u64 {
+    let (address, length) = octets(client);
+    fixed_hash(&address[..length])
+}
+
+/// SipHash-1-3 of `bytes` under the fixed key (0, 0).
+pub fn fixed_hash(bytes: &[u8]) -> u64 {
+    let mut hasher = SipHasher13::new_with_keys(0, 0);
+    hasher.write(bytes);
+    hasher.finish()
+}
+
+/// The next of a series of numbers that begins with `hash`: splitmix64.
+pub(crate) fn mix(hash: u64) -> u64 {
+    let mut z = hash.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// A number below `n` (which is not 0) from the 32 bits of `bits`: multiply and shift, no division.
+pub(crate) fn below(bits: u32, n: u32) -> u32 {
+    ((u64::from(bits) * u64::from(n)) >> 32) as u32
+}
+
+/// The octets of `ip`, IPv4 written as IPv6 taken as IPv4, and how many there are.
+fn octets(ip: IpAddr) -> ([u8; 16], usize) {
+    match ip.to_canonical() {
+        IpAddr::V4(v4) => {
+            let mut bytes = [0; 16];
+            bytes[..4].copy_from_slice(&v4.octets());
+            (bytes, 4)
+        }
+        IpAddr::V6(v6) => (v6.octets(), 16),
+    }
+}

@@ -1,0 +1,401 @@
+//! Which endpoints of a Service may serve a flow here: kube-proxy's rules to the letter (Kubernetes 1.37,
+//! `CategorizeEndpoints`), evaluated for each Service port when the table is built.
+//! In: a Service, its slices, the place. Out: [`ServicePort`]s. Never looks at load or failures.
+//!
+//! [`survey`] judges, [`build`] makes the table's entry of the judgement, and whoever explains reads the same
+//! judgement: there is one set of rules.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+
+use crate::maglev::Maglev;
+use crate::{
+    Balance, Endpoint, Fact, Family, Here, Kind, Pool, Port, PortId, Service, ServicePort, Slice, Tally,
+};
+
+/// Why a proxy does not serve a Service at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Skip {
+    /// It is an alias in DNS; a cluster IP left over from an earlier type does not count.
+    ExternalName,
+    /// It has no cluster IP.
+    Headless,
+    /// The label `service.kubernetes.io/service-proxy-name` gives it to another proxy.
+    OtherProxy,
+    /// The annotation `remora.dev/balance: off`.
+    Off,
+}
+
+impl fmt::Display for Skip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ExternalName => "type ExternalName: an alias in DNS, not an address",
+            Self::Headless => "headless: it has no cluster IP",
+            Self::OtherProxy => "label service.kubernetes.io/service-proxy-name: another proxy serves it",
+            Self::Off => "annotation remora.dev/balance: off",
+        })
+    }
+}
+
+/// Whether `service` is one that a proxy serves; if not, why.
+pub fn skip(service: &Service) -> Option<Skip> {
+    match service.kind {
+        Kind::ExternalName(_) => Some(Skip::ExternalName),
+        _ if service.cluster_ips.is_empty() => Some(Skip::Headless),
+        _ if service.proxy_name.is_some() => Some(Skip::OtherProxy),
+        _ if service.balance == Balance::Off => Some(Skip::Off),
+        _ => None,
+    }
+}
+
+/// Why an endpoint serves under neither policy, or only under one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeftOut {
+    /// It is neither ready nor terminating while still serving.
+    NotReady,
+    /// It is terminating and still serves, but there are ready ones.
+    Terminating,
+    /// Every ready endpoint has hints for nodes, and some are meant for this node; this one is not.
+    OtherNodeHint,
+    /// Every ready endpoint has hints for zones, and some are meant for this zone; this one is not.
+    OtherZoneHint,
+    /// The policy is Local and it is not on this node.
+    NotLocal,
+}
+
+impl LeftOut {
+    /// A stable word for tables and JSON.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::NotReady => "not-ready",
+            Self::Terminating => "terminating",
+            Self::OtherNodeHint => "hinted-for-other-node",
+            Self::OtherZoneHint => "hinted-for-other-zone",
+            Self::NotLocal => "not-on-this-node",
+        }
+    }
+}
+
+/// A Service port of one family with every endpoint that its slices name, judged.
+#[derive(Debug)]
+pub struct Survey<'a> {
+    /// Which port.
+    pub id: PortId,
+    /// The Service's address of this family.
+    pub cluster_ip: IpAddr,
+    /// The port as declared.
+    pub port: &'a Port,
+    /// The internal policy is Local.
+    pub internal_local: bool,
+    /// The external policy is Local.
+    pub external_local: bool,
+    /// Some endpoint in the cluster is usable.
+    pub has_any: bool,
+    /// The endpoints, ordered by address, each address once.
+    pub endpoints: Vec<Standing<'a>>,
+}
+
+/// How an endpoint stands.
+#[derive(Debug)]
+pub struct Standing<'a> {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// What the API says about it.
+    pub fact: &'a Fact,
+    /// It is on this node.
+    pub is_local: bool,
+    /// It serves under policy Cluster.
+    pub in_cluster: bool,
+    /// It serves under policy Local.
+    pub in_local: bool,
+    /// Why it serves under no policy that the port uses.
+    pub left_out: Option<LeftOut>,
+}
+
+/// The ports of `service` in each family that it has an address of, judged for `here`. Slices are read in the
+/// given order: where two name the same address, the last that is not terminating counts, else the first.
+pub fn survey<'a>(service: &'a Service, slices: &[&'a Slice], here: &Here) -> Vec<Survey<'a>> {
+    let mut surveys = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        let Some(cluster_ip) = service.cluster_ips.iter().copied().find(|ip| Family::of(ip) == family) else {
+            continue;
+        };
+        for port in &service.ports {
+            let endpoints = candidates(port, family, slices, here);
+            surveys.push(judge(service, port, family, cluster_ip, endpoints, here));
+        }
+    }
+    surveys
+}
+
+/// The table's entries for `service`. An entry equal to its predecessor in `old` *is* that predecessor; in a
+/// new one the endpoints keep their tallies, and so do those that come back while connections are open.
+pub fn build(
+    service: &Service,
+    slices: &[&Slice],
+    here: &Here,
+    old: &[Arc<ServicePort>],
+) -> Vec<Arc<ServicePort>> {
+    let entries = survey(service, slices, here).into_iter().map(|survey| {
+        let old = old.iter().find(|port| port.id == survey.id);
+        let new = entry(service, survey, old.map(|old| &**old));
+        match old {
+            Some(old) if old.same_as(&new) => Arc::clone(old),
+            _ => Arc::new(new),
+        }
+    });
+    entries.collect()
+}
+
+/// The endpoints that `slices` name for `port`, each address once, ordered by address.
+fn candidates<'a>(port: &Port, family: Family, slices: &[&'a Slice], here: &Here) -> Vec<Standing<'a>> {
+    let mut found = Vec::new();
+    for slice in slices.iter().filter(|slice| slice.family == Some(family) && !slice.headless) {
+        let joins = |p: &&crate::SlicePort| {
+            p.name.as_deref() == Some(&*port.name) && p.protocol == port.protocol && p.port != 0
+        };
+        for slice_port in slice.ports.iter().filter(joins) {
+            found.extend(slice.endpoints.iter().map(|fact| Standing {
+                address: SocketAddr::new(fact.ip, slice_port.port),
+                fact,
+                is_local: fact.node.is_some() && fact.node == here.node,
+                in_cluster: false,
+                in_local: false,
+                left_out: None,
+            }));
+        }
+    }
+    found.sort_by_key(|standing| (bits(standing.address.ip()), standing.address.port()));
+    found.dedup_by(|later, kept| {
+        let same = later.address == kept.address;
+        if same && !later.fact.terminating {
+            std::mem::swap(later, kept);
+        }
+        same
+    });
+    found
+}
+
+/// An address as a number: quicker to sort by than the enum.
+fn bits(ip: IpAddr) -> u128 {
+    match ip {
+        IpAddr::V4(ip) => u128::from(ip.to_bits()),
+        IpAddr::V6(ip) => ip.to_bits(),
+    }
+}
+
+/// `CategorizeEndpoints` of kube-proxy for one port.
+fn judge<'a>(
+    service: &Service,
+    port: &'a Port,
+    family: Family,
+    cluster_ip: IpAddr,
+    mut endpoints: Vec<Standing<'a>>,
+    here: &Here,
+) -> Survey<'a> {
+    let internal_local = service.internal_local;
+    let external_local = service.external_local
+        && match service.kind {
+            Kind::NodePort | Kind::LoadBalancer => true,
+            Kind::ClusterIp | Kind::Headless => !service.external_ips.is_empty(),
+            Kind::ExternalName(_) => false,
+        };
+    let mut of_family = service.load_balancer_vips.iter().chain(&service.external_ips);
+    let outside = port.node_port != 0 || of_family.any(|ip| Family::of(ip) == family);
+    let uses_cluster = !internal_local || outside;
+    let uses_local = internal_local || (external_local && outside);
+
+    let topology = topology(&endpoints, here);
+    let falls_back = |e: &Standing<'_>| e.fact.serving && e.fact.terminating;
+    let mut has_any = false;
+    let mut any_for_cluster = false;
+    if uses_cluster {
+        for e in &mut endpoints {
+            e.in_cluster = e.fact.ready && topology.allows(e.fact, here);
+            any_for_cluster |= e.in_cluster;
+        }
+        if !any_for_cluster {
+            endpoints.iter_mut().for_each(|e| e.in_cluster = falls_back(e));
+        }
+        has_any |= endpoints.iter().any(|e| e.in_cluster);
+    }
+    let any_local_ready = endpoints.iter().any(|e| e.is_local && e.fact.ready);
+    if uses_local {
+        has_any |= endpoints.iter().any(|e| e.fact.ready || falls_back(e));
+        for e in &mut endpoints {
+            e.in_local = e.is_local && if any_local_ready { e.fact.ready } else { falls_back(e) };
+        }
+    }
+    for e in &mut endpoints {
+        e.left_out = (!e.in_cluster && !e.in_local).then_some(match e.fact {
+            _ if !e.fact.ready && !falls_back(e) => LeftOut::NotReady,
+            // A fallback would serve here, or on the node that it is on, were there no ready one.
+            _ if !e.fact.ready && (uses_cluster || e.is_local) => LeftOut::Terminating,
+            _ if !uses_cluster => LeftOut::NotLocal,
+            _ if topology == Topology::SameNode => LeftOut::OtherNodeHint,
+            _ => LeftOut::OtherZoneHint,
+        });
+    }
+    let id = PortId {
+        service: service.name.clone(),
+        family,
+        port: Arc::clone(&port.name),
+        protocol: port.protocol,
+    };
+    Survey { id, cluster_ip, port, internal_local, external_local, has_any, endpoints }
+}
+
+/// Which hints count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Topology {
+    Anywhere,
+    SameNode,
+    SameZone,
+}
+
+impl Topology {
+    fn allows(self, fact: &Fact, here: &Here) -> bool {
+        match self {
+            Self::Anywhere => true,
+            Self::SameNode => hinted(fact, here).0 == Hinted::ForUs,
+            Self::SameZone => hinted(fact, here).1 == Hinted::ForUs,
+        }
+    }
+}
+
+/// What the hints of one kind say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hinted {
+    Not,
+    ForOthers,
+    ForUs,
+}
+
+/// What the hints of `fact` say about our node and our zone.
+fn hinted(fact: &Fact, here: &Here) -> (Hinted, Hinted) {
+    let Some(hints) = &fact.hints else { return (Hinted::Not, Hinted::Not) };
+    let of = |names: &[crate::Symbol], ours: &Option<crate::Symbol>| match ours {
+        _ if names.is_empty() => Hinted::Not,
+        Some(ours) if names.contains(ours) => Hinted::ForUs,
+        _ => Hinted::ForOthers,
+    };
+    (of(&hints.nodes, &here.node), of(&hints.zones, &here.zone))
+}
+
+/// Hints of a kind count if every ready endpoint has some and one of them is meant for us.
+fn topology(endpoints: &[Standing<'_>], here: &Here) -> Topology {
+    let (mut all_nodes, mut our_node, mut all_zones, mut our_zone) = (true, false, true, false);
+    for e in endpoints.iter().filter(|e| e.fact.ready) {
+        let (node, zone) = hinted(e.fact, here);
+        all_nodes &= node != Hinted::Not;
+        our_node |= node == Hinted::ForUs;
+        all_zones &= zone != Hinted::Not;
+        our_zone |= zone == Hinted::ForUs;
+    }
+    match () {
+        () if all_nodes && our_node => Topology::SameNode,
+        () if all_zones && our_zone => Topology::SameZone,
+        () => Topology::Anywhere,
+    }
+}
+
+/// The table's entry for a judged port.
+fn entry(service: &Service, survey: Survey<'_>, old: Option<&ServicePort>) -> ServicePort {
+    let family = survey.id.family;
+    let of_family =
+        |ips: &[IpAddr]| ips.iter().copied().filter(|ip| Family::of(ip) == family).collect::<Box<[_]>>();
+    let mut known = Known::of(old);
+    let serving = survey.endpoints.iter().filter(|e| e.in_cluster || e.in_local);
+    let endpoints: Box<[Endpoint]> = serving
+        .map(|e| {
+            let pod = e.fact.pod.as_ref().map_or(0, |pod| pod.id);
+            Endpoint {
+                address: e.address,
+                pod,
+                in_cluster: e.in_cluster,
+                in_local: e.in_local,
+                tally: known.tally(e.address, pod),
+            }
+        })
+        .collect();
+    let pool = |is_member: fn(&Endpoint) -> bool| {
+        let members: Box<[u32]> =
+            (0u32..).zip(&endpoints).filter(|(_, e)| is_member(e)).map(|(i, _)| i).collect();
+        let addresses = members.iter().map(|&i| endpoints[i as usize].address);
+        let maglev = if service.balance == Balance::Maglev { Maglev::new(addresses) } else { None };
+        Pool { members, maglev }
+    };
+    let (cluster, local) = (pool(|e| e.in_cluster), pool(|e| e.in_local));
+    let unrestricted = |net: &ipnet::IpNet| net.prefix_len() == 0;
+    let mut source_ranges: Vec<_> =
+        service.source_ranges.iter().copied().filter(|net| Family::of(&net.addr()) == family).collect();
+    if source_ranges.iter().any(unrestricted) {
+        source_ranges.clear();
+    }
+    ServicePort {
+        resting: known.rest(),
+        id: survey.id,
+        cluster_ip: survey.cluster_ip,
+        port: survey.port.port,
+        node_port: survey.port.node_port,
+        external_ips: of_family(&service.external_ips),
+        load_balancer_vips: of_family(&service.load_balancer_vips),
+        source_ranges: source_ranges.into(),
+        affinity_seconds: service.affinity_seconds,
+        health_check_node_port: service.health_check_node_port,
+        internal_local: survey.internal_local,
+        external_local: survey.external_local,
+        has_any: survey.has_any,
+        balance: service.balance,
+        endpoints,
+        cluster,
+        local,
+        turns: old.map(|old| Arc::clone(&old.turns)).unwrap_or_default(),
+    }
+}
+
+/// The tallies of an entry's predecessor, handed over in the order of addresses.
+struct Known<'a> {
+    endpoints: std::iter::Peekable<std::slice::Iter<'a, Endpoint>>,
+    resting: HashMap<(SocketAddr, u64), Endpoint, FixedState>,
+}
+
+impl<'a> Known<'a> {
+    fn of(old: Option<&'a ServicePort>) -> Self {
+        let (endpoints, resting) = old.map_or((&[][..], &[][..]), |old| (&*old.endpoints, &*old.resting));
+        let mut known = Self { endpoints: endpoints.iter().peekable(), resting: HashMap::default() };
+        resting.iter().for_each(|e| known.put_to_rest(e));
+        known
+    }
+
+    /// The tally of the endpoint at `address`; a new Pod on an old address starts clean.
+    fn tally(&mut self, address: SocketAddr, pod: u64) -> Arc<Tally> {
+        let wanted = (bits(address.ip()), address.port());
+        while let Some(left) = self.endpoints.next_if(|e| (bits(e.address.ip()), e.address.port()) < wanted) {
+            self.put_to_rest(left);
+        }
+        if let Some(same) = self.endpoints.next_if(|e| e.address == address && e.pod == pod) {
+            return Arc::clone(&same.tally);
+        }
+        self.resting.remove(&(address, pod)).map(|e| e.tally).unwrap_or_default()
+    }
+
+    /// An endpoint that serves no longer is remembered while it has connections: should it come back, it is
+    /// not idle. A terminated Pod's memory goes with its last connection.
+    fn put_to_rest(&mut self, endpoint: &Endpoint) {
+        if endpoint.tally.active() > 0 {
+            self.resting.insert((endpoint.address, endpoint.pod), endpoint.clone());
+        }
+    }
+
+    fn rest(mut self) -> Box<[Endpoint]> {
+        while let Some(left) = self.endpoints.next() {
+            self.put_to_rest(left);
+        }
+        self.resting.into_values().collect()
+    }
+}

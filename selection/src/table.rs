@@ -1,0 +1,191 @@
+//! The table: from a destination, or a Service's name, to its [`ServicePort`]. An array of copy-on-write
+//! shards: a new table shares with its predecessor all that did not change, so that its cost is that of the
+//! change. Readers borrow a table; nothing in it changes under them.
+
+use std::hash::BuildHasher;
+use std::sync::Arc;
+
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+
+use crate::{Destination, Family, Path, PortId, ServiceName, ServicePort};
+
+/// Shards of a table.
+const SHARDS: usize = 256;
+
+/// The ports of one Service, in the order of their ids.
+pub type Ports = Arc<[Arc<ServicePort>]>;
+
+/// Everything that can be picked from at one moment.
+#[derive(Clone, Debug)]
+pub struct Table {
+    version: u64,
+    shards: Arc<[Arc<Shard>]>,
+}
+
+/// What becomes of one Service in the next table.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// The Service.
+    pub service: ServiceName,
+    /// Its new ports; none takes it out.
+    pub ports: Vec<Arc<ServicePort>>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Shard {
+    destinations: HashMap<Destination, Claims, FixedState>,
+    services: HashMap<ServiceName, Ports, FixedState>,
+}
+
+/// Who claims a destination, the first one having it. More than one is a mistake of theirs (two Services with
+/// one external IP), and must not lose the second when the first goes.
+#[derive(Clone, Debug)]
+struct Claims {
+    first: Claim,
+    others: Box<[Claim]>,
+}
+
+type Claim = (Path, Arc<ServicePort>);
+
+impl Default for Table {
+    /// The empty table, version 0: nothing is known, everything passes.
+    fn default() -> Self {
+        let empty = Arc::new(Shard::default());
+        Self { version: 0, shards: vec![empty; SHARDS].into() }
+    }
+}
+
+impl Table {
+    /// Counts the tables since the empty one.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// The port that serves `destination`, and as what it was dialled. `None`: not ours, it passes.
+    pub fn at(&self, destination: &Destination) -> Option<(Path, &Arc<ServicePort>)> {
+        let hash = HASH.hash_one(destination);
+        let shard = &self.shards[index(hash)];
+        shard.destinations.get(destination).map(|claims| (claims.first.0, &claims.first.1))
+    }
+
+    /// The ports of a Service, none if it is not served.
+    pub fn ports(&self, service: &ServiceName) -> &[Arc<ServicePort>] {
+        let shard = &self.shards[index(HASH.hash_one(service))];
+        shard.services.get(service).map_or(&[], |ports| ports)
+    }
+
+    /// The port of `service` that `wanted` names by name or number, in `family` if it has that, else in its
+    /// first.
+    pub fn port(&self, service: &ServiceName, wanted: &str, family: Family) -> Option<&Arc<ServicePort>> {
+        let named = |port: &&Arc<ServicePort>| {
+            *port.id.port == *wanted || wanted.parse().is_ok_and(|number: u16| number == port.port)
+        };
+        let mut ports = self.ports(service).iter().filter(named);
+        ports.clone().find(|port| port.id.family == family).or_else(|| ports.next())
+    }
+
+    /// Every Service port, in no order.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<ServicePort>> {
+        self.shards.iter().flat_map(|shard| shard.services.values()).flat_map(|ports| ports.iter())
+    }
+
+    /// The table after `changes`. Copies the shards that they touch, and nothing else.
+    pub fn with(&self, changes: &[Change]) -> Self {
+        let mut next = Edit { shards: self.shards.to_vec(), copied: [false; SHARDS] };
+        for change in changes {
+            let old = Arc::clone(next.shard(HASH.hash_one(&change.service)).entry(&change.service));
+            for port in old.iter() {
+                let stays = change.ports.iter().any(|new| Arc::ptr_eq(new, port));
+                if !stays {
+                    port.destinations().for_each(|(destination, path)| next.release(destination, path, port));
+                }
+            }
+            for port in &change.ports {
+                let stood = old.iter().any(|old| Arc::ptr_eq(old, port));
+                if !stood {
+                    port.destinations().for_each(|(destination, path)| next.claim(destination, path, port));
+                }
+            }
+            let services = &mut next.shard(HASH.hash_one(&change.service)).services;
+            if change.ports.is_empty() {
+                services.remove(&change.service);
+            } else {
+                services.insert(change.service.clone(), change.ports.clone().into());
+            }
+        }
+        Self { version: self.version + 1, shards: next.shards.into() }
+    }
+}
+
+impl Shard {
+    fn entry(&mut self, service: &ServiceName) -> &Ports {
+        self.services.entry_ref(service).or_insert_with(|| Arc::new([]))
+    }
+}
+
+/// A table in the making: each shard is copied before it is first changed.
+struct Edit {
+    shards: Vec<Arc<Shard>>,
+    copied: [bool; SHARDS],
+}
+
+impl Edit {
+    fn shard(&mut self, hash: u64) -> &mut Shard {
+        let at = index(hash);
+        if !self.copied[at] {
+            self.copied[at] = true;
+            self.shards[at] = Arc::new(Shard::clone(&self.shards[at]));
+        }
+        Arc::make_mut(&mut self.shards[at])
+    }
+
+    fn claim(&mut self, destination: Destination, path: Path, port: &Arc<ServicePort>) {
+        let shard = self.shard(HASH.hash_one(destination));
+        let claim = (path, Arc::clone(port));
+        match shard.destinations.entry(destination) {
+            hashbrown::hash_map::Entry::Vacant(vacant) => {
+                vacant.insert(Claims { first: claim, others: Box::new([]) });
+            }
+            hashbrown::hash_map::Entry::Occupied(mut occupied) => {
+                let claims = occupied.get_mut();
+                let mut all = std::mem::take(&mut claims.others).into_vec();
+                all.extend([claims.first.clone(), claim]);
+                all.sort_by(|a, b| rank(a).cmp(&rank(b)));
+                claims.first = all.remove(0);
+                claims.others = all.into();
+            }
+        }
+    }
+
+    fn release(&mut self, destination: Destination, path: Path, port: &Arc<ServicePort>) {
+        let shard = self.shard(HASH.hash_one(destination));
+        let is_it = |claim: &Claim| claim.0 == path && Arc::ptr_eq(&claim.1, port);
+        let Some(claims) = shard.destinations.get_mut(&destination) else { return };
+        let mut others = std::mem::take(&mut claims.others).into_vec();
+        if is_it(&claims.first) {
+            if others.is_empty() {
+                shard.destinations.remove(&destination);
+                return;
+            }
+            claims.first = others.remove(0);
+        } else {
+            others.retain(|claim| !is_it(claim));
+        }
+        claims.others = others.into();
+    }
+}
+
+/// The order among claims of one destination: by path, then by name. The same for every reader.
+fn rank(claim: &Claim) -> (Path, &PortId) {
+    (claim.0, &claim.1.id)
+}
+
+/// Fixed, so that a table is the same on every machine; what it hashes comes from the API server, not from
+/// clients.
+const HASH: FixedState = FixedState::with_seed(0x7265_6d6f_7261);
+
+/// The shard of `hash`, by bits that the map within the shard uses least.
+fn index(hash: u64) -> usize {
+    (hash >> 32) as usize % SHARDS
+}

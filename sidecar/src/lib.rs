@@ -1,0 +1,1 @@
+//! The remora program as a library: its parts, for benches and tests.

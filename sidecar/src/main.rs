@@ -1,0 +1,3 @@
+//! The `remora` program.
+
+fn main() {}

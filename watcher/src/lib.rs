@@ -1,0 +1,1 @@
+//! Keeps a `selection` table in step with its source.
