@@ -68,8 +68,9 @@ impl Tally {
         }
         self.failures.store(failures.saturating_add(1), Relaxed);
         self.failed_at.store(now, Relaxed);
-        let aside = ASIDE_FIRST.checked_shl(failures).filter(|a| *a < ASIDE_LONGEST).unwrap_or(ASIDE_LONGEST);
-        self.aside_until.store(now + aside, Relaxed);
+        // A shift by 32 is past the longest by far, and loses no bits.
+        let aside = (ASIDE_FIRST << failures.min(32)).min(ASIDE_LONGEST);
+        self.aside_until.store(now.saturating_add(aside), Relaxed);
         true
     }
 
@@ -122,6 +123,8 @@ mod tests {
             assert!(tally.failed(now, now), "many failures stay countable");
             assert_eq!(tally.aside_until(), now + ASIDE_LONGEST);
         }
+        assert!(tally.failed(Millis::MAX - 1, Millis::MAX), "the end of time is only a number");
+        assert_eq!(tally.aside_until(), Millis::MAX);
         tally.succeeded();
         assert_eq!((tally.aside_until(), tally.failures()), (0, 0));
     }
