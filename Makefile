@@ -1,0 +1,42 @@
+# Remora's commands; `make` lists them. Each does its own set-up and is quick when that is done.
+
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/remora
+DENY  := $(CACHE)/cargo-deny-0.20.2/bin/cargo-deny
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench fmt
+
+help: ## List these commands.
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$(printf '\t') read -r name what; do \
+		printf '  make %-8s %s\n' "$$name" "$$what"; done
+
+demo: ## Balance connections over three tiny servers on this machine; no cluster, no root.
+	@.ci/prerequisites build
+	@demo/run
+
+test: lint ## Pass every test: lint, unit, end to end against a real control plane.
+	@tests/tools
+	@echo '== build and test'
+	@cargo test --workspace --locked
+
+lint: ## Check formatting, clippy, the laws of the crates, the wasm builds.
+	@.ci/prerequisites test
+	@echo '== formatting'
+	@cargo fmt --all --check
+	@echo '== clippy'
+	@cargo clippy --workspace --all-targets --locked -- -D warnings
+	@echo '== the laws of the crates'
+	@$(DENY) --log-level error check bans licenses sources
+	@echo '== wasm'
+	@for target in wasm32-wasip1 wasm32-unknown-unknown; do \
+		cargo build -q --locked -p watcher --no-default-features --target $$target || exit 1; done
+
+bench: ## Measure, beside the peers where there are some. Takes about ten minutes.
+	@.ci/prerequisites build
+	@cargo bench --locked -p selection --bench pick
+	@cargo bench --locked -p watcher --bench store
+	@sidecar/benches/peers
+	@cargo bench --locked -p sidecar --bench relay
+
+fmt: ## Format the code.
+	@cargo fmt --all
