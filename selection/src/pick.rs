@@ -5,12 +5,12 @@
 //! client's pin holds while its endpoint is usable; else [`Balance`] chooses among the candidates.
 //!
 //! **Candidates** are the pool's members that were not tried, less those put aside. If more than half of the
-//! pool (rounded down) is aside, or nobody else is left, being aside counts for nothing but a tie.
+//! pool (rounded down) is aside, or nobody else is left, being aside counts for nothing, but that
+//! least-connections takes the other of its two: who refuses at once looks idle.
 
 use std::net::SocketAddr;
 
 use crate::draw::{below, client_hash, mix};
-use crate::maglev::Maglev;
 use crate::{Balance, Draw, Endpoint, Flow, Health, Millis, Path, Pool, ServicePort};
 
 /// What a pick is asked, all of it.
@@ -115,7 +115,7 @@ pub enum Step<'t> {
         tried: usize,
         /// How many are put aside.
         aside: usize,
-        /// Too many are aside, so that it does not count.
+        /// Too many are aside, or nobody else is left, so that it does not count.
         ignored: bool,
     },
     /// One of those that were compared, and its active connections.
@@ -241,77 +241,64 @@ impl<'t, H: Health> Choice<'t, '_, H> {
     /// The endpoint that the Service's balance gives; `None` if all were tried.
     #[inline]
     fn choose(&self, listen: &mut impl FnMut(Step<'t>)) -> Option<&'t Endpoint> {
-        let draw = self.question.draw;
+        // First as if everybody were well, which is nearly always so. A draw that meets one who may not be
+        // chosen is void, and made again among those who may: uniform either way.
+        let (a, b) = self.draw();
+        if self.is_well(a) && (a == b || self.is_well(b)) {
+            return Some(self.settle(a, b, |_| false, listen));
+        }
+        self.among_the_well(a, b, listen)
+    }
+
+    /// The two endpoints to compare, or twice the one.
+    #[inline]
+    fn draw(&self) -> (u32, u32) {
+        let Question { flow, draw, .. } = self.question;
         let members = &self.pool.members;
         let n = members.len() as u32;
-        // First as if everybody were well, which is nearly always so; a draw that meets one who is not is
-        // void, and made again among those who are. Uniform either way.
-        let drawn = match (self.port.balance, &self.pool.maglev) {
-            (Balance::Maglev, Some(maglev)) => self.by_client(maglev),
+        let one = match (self.port.balance, &self.pool.maglev) {
             (Balance::LeastConnections, _) if n > 1 => {
                 let (a, b) = two_below(draw.hash, n);
-                return match (self.well(members[a as usize]), self.well(members[b as usize])) {
-                    (Some(a), Some(b)) => Some(self.fewer((false, a), (false, b), listen)),
-                    _ => self.among_the_well(listen),
-                };
+                return (members[a as usize], members[b as usize]);
             }
-            (Balance::RoundRobin, _) => self.well(members[(draw.turn % u64::from(n)) as usize]),
-            _ => self.well(members[below((draw.hash >> 32) as u32, n) as usize]),
+            (Balance::Maglev, Some(maglev)) => members[maglev.member(client_hash(flow.client.ip()))],
+            (Balance::RoundRobin, _) => members[(draw.turn % u64::from(n)) as usize],
+            _ => members[below((draw.hash >> 32) as u32, n) as usize],
         };
-        match drawn {
-            Some(i) => {
-                let endpoint = &self.port.endpoints[i as usize];
-                listen(Step::Chosen(endpoint));
-                Some(endpoint)
-            }
-            None => self.among_the_well(listen),
-        }
-    }
-
-    /// `i` if that endpoint was not tried and is not aside.
-    fn well(&self, i: u32) -> Option<u32> {
-        let endpoint = &self.port.endpoints[i as usize];
-        (!self.is_tried(endpoint) && !self.is_aside(i, endpoint)).then_some(i)
-    }
-
-    fn is_tried(&self, endpoint: &Endpoint) -> bool {
-        self.question.tried.contains(&endpoint.address)
-    }
-
-    fn is_aside(&self, i: u32, endpoint: &Endpoint) -> bool {
-        self.health.aside(i as usize, endpoint, self.question.now)
-    }
-
-    /// Maglev's member for the client; while that one is not well, the member for the next hash of a series
-    /// that begins with the client, so that each client has an order of its own.
-    fn by_client(&self, maglev: &Maglev) -> Option<u32> {
-        const LOOKUPS: usize = 16;
-        let first = client_hash(self.question.flow.client.ip());
-        std::iter::successors(Some(first), |hash| Some(mix(*hash)))
-            .take(LOOKUPS)
-            .find_map(|hash| self.well(self.pool.members[maglev.member(hash)]))
+        (one, one)
     }
 
     /// Of two endpoints the one with fewer active connections, a failing one only if both fail.
-    fn fewer(&self, a: (bool, u32), b: (bool, u32), listen: &mut impl FnMut(Step<'t>)) -> &'t Endpoint {
-        let endpoint = |i: u32| &self.port.endpoints[i as usize];
-        let load = |i: u32| self.health.load(i as usize, endpoint(i));
-        let (load_a, load_b) = (load(a.1), load(b.1));
-        listen(Step::Drawn(endpoint(a.1), load_a));
-        listen(Step::Drawn(endpoint(b.1), load_b));
-        let chosen = endpoint(if (b.0, load_b) < (a.0, load_a) { b.1 } else { a.1 });
+    #[inline]
+    fn settle(
+        &self,
+        a: u32,
+        b: u32,
+        fails: impl Fn(u32) -> bool,
+        listen: &mut impl FnMut(Step<'t>),
+    ) -> &'t Endpoint {
+        let mut chosen = self.endpoint(a);
+        if a != b {
+            let load = |i: u32| self.health.load(i as usize, self.endpoint(i));
+            let (load_a, load_b) = (load(a), load(b));
+            listen(Step::Drawn(self.endpoint(a), load_a));
+            listen(Step::Drawn(self.endpoint(b), load_b));
+            if (fails(b), load_b) < (fails(a), load_a) {
+                chosen = self.endpoint(b);
+            }
+        }
         listen(Step::Chosen(chosen));
         chosen
     }
 
-    /// The choice when some are aside or tried: counts who is left, and draws again among those.
+    /// The choice when the draw `a`, `b` met one who is aside or was tried: counts who is left, and draws again
+    /// among those.
     #[cold]
-    fn among_the_well(&self, listen: &mut impl FnMut(Step<'t>)) -> Option<&'t Endpoint> {
+    fn among_the_well(&self, a: u32, b: u32, listen: &mut impl FnMut(Step<'t>)) -> Option<&'t Endpoint> {
         let members = &self.pool.members;
-        let endpoint = |i: u32| &self.port.endpoints[i as usize];
         let (mut tried, mut aside, mut both) = (0, 0, 0);
         for &i in members {
-            let (t, a) = (self.is_tried(endpoint(i)), self.is_aside(i, endpoint(i)));
+            let (t, a) = (self.is_tried(i), self.is_aside(i));
             tried += usize::from(t);
             aside += usize::from(a);
             both += usize::from(t && a);
@@ -320,27 +307,62 @@ impl<'t, H: Health> Choice<'t, '_, H> {
         let ignored = aside > members.len() / 2 || well == 0;
         let candidates = if ignored { members.len() - tried } else { well };
         listen(Step::Candidates { candidates, tried, aside, ignored });
-        let is_candidate =
-            |i: u32| !self.is_tried(endpoint(i)) && (ignored || !self.is_aside(i, endpoint(i)));
-        let nth = |n: u32| members.iter().copied().filter(|&i| is_candidate(i)).nth(n as usize);
+        if candidates == 0 {
+            return None;
+        }
+        let may = |i: u32| !self.is_tried(i) && (ignored || !self.is_aside(i));
+        let (a, b) = if may(a) && may(b) { (a, b) } else { self.redraw(candidates as u32, may)? };
+        Some(self.settle(a, b, |i| self.is_aside(i), listen))
+    }
 
-        let hash = match self.port.balance {
-            Balance::Maglev => client_hash(self.question.flow.client.ip()),
-            _ => self.question.draw.hash,
-        };
-        let again = mix(hash);
-        let chosen = match candidates as u32 {
-            0 => return None,
-            n if n > 1 && self.port.balance == Balance::LeastConnections => {
+    /// [`Self::draw`] among the `n` members that `may` be chosen, at least one.
+    fn redraw(&self, n: u32, may: impl Fn(u32) -> bool) -> Option<(u32, u32)> {
+        let Question { flow, draw, .. } = self.question;
+        let members = &self.pool.members;
+        let nth = |at: u32| members.iter().copied().filter(|&i| may(i)).nth(at as usize);
+        let again = mix(draw.hash);
+        let one = match (self.port.balance, &self.pool.maglev) {
+            (Balance::LeastConnections, _) if n > 1 => {
                 let (a, b) = two_below(again, n);
-                let (a, b) = (nth(a)?, nth(b)?);
-                let failing = |i: u32| self.is_aside(i, endpoint(i));
-                return Some(self.fewer((failing(a), a), (failing(b), b), listen));
+                return Some((nth(a)?, nth(b)?));
             }
-            n => endpoint(nth(below((again >> 32) as u32, n))?),
+            // The next hashes of a series that begins with the client, so that each client has an order of its
+            // own: whoever is left keeps its clients, and those of the others spread.
+            (Balance::Maglev, Some(maglev)) => {
+                const LOOKUPS: usize = 16;
+                let series = std::iter::successors(Some(client_hash(flow.client.ip())), |h| Some(mix(*h)));
+                let last = series.clone().nth(LOOKUPS)?;
+                series
+                    .take(LOOKUPS)
+                    .map(|hash| members[maglev.member(hash)])
+                    .find(|&i| may(i))
+                    .or_else(|| nth(below((last >> 32) as u32, n)))?
+            }
+            // A turn of one who is left out goes to each of the others in its turn.
+            (Balance::RoundRobin, _) => {
+                let all = members.len() as u64;
+                let turn = (draw.turn / all).wrapping_add(draw.turn % all);
+                nth((turn % u64::from(n)) as u32)?
+            }
+            _ => nth(below((again >> 32) as u32, n))?,
         };
-        listen(Step::Chosen(chosen));
-        Some(chosen)
+        Some((one, one))
+    }
+
+    fn endpoint(&self, i: u32) -> &'t Endpoint {
+        &self.port.endpoints[i as usize]
+    }
+
+    fn is_well(&self, i: u32) -> bool {
+        !self.is_tried(i) && !self.is_aside(i)
+    }
+
+    fn is_tried(&self, i: u32) -> bool {
+        self.question.tried.contains(&self.endpoint(i).address)
+    }
+
+    fn is_aside(&self, i: u32) -> bool {
+        self.health.aside(i as usize, self.endpoint(i), self.question.now)
     }
 }
 
