@@ -13,7 +13,7 @@ use crate::{Destination, Family, Path, PortId, ServiceName, ServicePort};
 /// Shards of a table.
 const SHARDS: usize = 256;
 
-/// The ports of one Service, in the order of their ids.
+/// The ports of one Service, as [`crate::build`] gives them: IPv4 first, then in the Service's order.
 pub type Ports = Arc<[Arc<ServicePort>]>;
 
 /// Everything that can be picked from at one moment.
@@ -76,13 +76,13 @@ impl Table {
     }
 
     /// The port of `service` that `wanted` names by name or number, in `family` if it has that, else in its
-    /// first.
+    /// other. A number that protocols share means TCP, then UDP.
     pub fn port(&self, service: &ServiceName, wanted: &str, family: Family) -> Option<&Arc<ServicePort>> {
         let named = |port: &&Arc<ServicePort>| {
             *port.id.port == *wanted || wanted.parse().is_ok_and(|number: u16| number == port.port)
         };
-        let mut ports = self.ports(service).iter().filter(named);
-        ports.clone().find(|port| port.id.family == family).or_else(|| ports.next())
+        let ports = self.ports(service).iter().filter(named);
+        ports.min_by_key(|port| (port.id.family != family, port.id.protocol))
     }
 
     /// Every Service port, in no order.
@@ -149,11 +149,13 @@ impl Edit {
             }
             hashbrown::hash_map::Entry::Occupied(mut occupied) => {
                 let claims = occupied.get_mut();
-                let mut all = std::mem::take(&mut claims.others).into_vec();
-                all.extend([claims.first.clone(), claim]);
-                all.sort_by(|a, b| rank(a).cmp(&rank(b)));
-                claims.first = all.remove(0);
-                claims.others = all.into();
+                let mut later = claim;
+                if rank(&later) < rank(&claims.first) {
+                    std::mem::swap(&mut later, &mut claims.first);
+                }
+                let mut others = std::mem::take(&mut claims.others).into_vec();
+                others.insert(others.partition_point(|other| rank(other) < rank(&later)), later);
+                claims.others = others.into();
             }
         }
     }
