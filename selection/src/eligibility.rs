@@ -124,12 +124,22 @@ pub fn survey<'a>(service: &'a Service, slices: &[&'a Slice], here: &Here) -> Ve
         let Some(cluster_ip) = service.cluster_ips.iter().copied().find(|ip| Family::of(ip) == family) else {
             continue;
         };
-        for port in &service.ports {
+        for port in last_of_each(&service.ports) {
             let endpoints = candidates(port, family, slices, here);
             surveys.push(judge(service, port, family, cluster_ip, endpoints, here));
         }
     }
     surveys
+}
+
+/// `ports` without those that a later one of the same name and protocol replaces, as kube-proxy reads what no
+/// API server accepts.
+fn last_of_each(ports: &[Port]) -> impl Iterator<Item = &Port> {
+    fn key(port: &Port) -> (&str, crate::Protocol) {
+        (&port.name, port.protocol)
+    }
+    let last: HashMap<_, usize, FixedState> = ports.iter().enumerate().map(|(i, p)| (key(p), i)).collect();
+    ports.iter().enumerate().filter(move |(i, port)| last.get(&key(port)) == Some(i)).map(|(_, port)| port)
 }
 
 /// The table's entries for `service`. An entry equal to its predecessor in `old` *is* that predecessor; in a
@@ -140,8 +150,9 @@ pub fn build(
     here: &Here,
     old: &[Arc<ServicePort>],
 ) -> Vec<Arc<ServicePort>> {
+    let old: HashMap<&PortId, &Arc<ServicePort>, FixedState> = old.iter().map(|old| (&old.id, old)).collect();
     let entries = survey(service, slices, here).into_iter().map(|survey| {
-        let old = old.iter().find(|port| port.id == survey.id);
+        let old = old.get(&survey.id).copied();
         let new = entry(service, survey, old.map(|old| &**old));
         match old {
             Some(old) if old.same_as(&new) => Arc::clone(old),
@@ -159,7 +170,9 @@ fn candidates<'a>(port: &Port, family: Family, slices: &[&'a Slice], here: &Here
             p.name.as_deref() == Some(&*port.name) && p.protocol == port.protocol && p.port != 0
         };
         for slice_port in slice.ports.iter().filter(joins) {
-            found.extend(slice.endpoints.iter().map(|fact| Standing {
+            // An address of the other family contradicts its slice.
+            let facts = slice.endpoints.iter().filter(|fact| Family::of(&fact.ip) == family);
+            found.extend(facts.map(|fact| Standing {
                 address: SocketAddr::new(fact.ip, slice_port.port),
                 fact,
                 is_local: fact.node.is_some() && fact.node == here.node,
@@ -322,17 +335,27 @@ fn entry(service: &Service, survey: Survey<'_>, old: Option<&ServicePort>) -> Se
             }
         })
         .collect();
-    let pool = |is_member: fn(&Endpoint) -> bool| {
-        let members: Box<[u32]> =
-            (0u32..).zip(&endpoints).filter(|(_, e)| is_member(e)).map(|(i, _)| i).collect();
-        let addresses = members.iter().map(|&i| endpoints[i as usize].address);
-        let maglev = if service.balance == Balance::Maglev { Maglev::new(addresses) } else { None };
-        Pool { members, maglev }
+    let members = |is_member: fn(&Endpoint) -> bool| -> Box<[u32]> {
+        (0u32..).zip(&endpoints).filter(|(_, e)| is_member(e)).map(|(i, _)| i).collect()
     };
-    let (cluster, local) = (pool(|e| e.in_cluster), pool(|e| e.in_local));
+    let (cluster, local) = (members(|e| e.in_cluster), members(|e| e.in_local));
+    let (cluster, local) = match service.balance {
+        Balance::Maglev => {
+            let known = old.map_or(&[][..], |old| &*old.endpoints);
+            let before: Vec<_> = old.iter().flat_map(|old| [&old.cluster, &old.local]).collect();
+            let cluster = Pool { maglev: lookup(&endpoints, &cluster, known, &before), members: cluster };
+            let local = if local == cluster.members {
+                Pool { maglev: cluster.maglev.clone(), members: local }
+            } else {
+                Pool { maglev: lookup(&endpoints, &local, known, &before), members: local }
+            };
+            (cluster, local)
+        }
+        _ => (Pool { members: cluster, maglev: None }, Pool { members: local, maglev: None }),
+    };
     let unrestricted = |net: &ipnet::IpNet| net.prefix_len() == 0;
-    let mut source_ranges: Vec<_> =
-        service.source_ranges.iter().copied().filter(|net| Family::of(&net.addr()) == family).collect();
+    let ranges = service.source_ranges.iter().filter(|net| Family::of(&net.addr()) == family);
+    let mut source_ranges: Vec<_> = ranges.map(ipnet::IpNet::trunc).collect();
     if source_ranges.iter().any(unrestricted) {
         source_ranges.clear();
     }
@@ -346,7 +369,10 @@ fn entry(service: &Service, survey: Survey<'_>, old: Option<&ServicePort>) -> Se
         load_balancer_vips: of_family(&service.load_balancer_vips),
         source_ranges: source_ranges.into(),
         affinity_seconds: service.affinity_seconds,
-        health_check_node_port: service.health_check_node_port,
+        health_check_node_port: match service.kind {
+            Kind::LoadBalancer if survey.external_local => service.health_check_node_port,
+            _ => 0,
+        },
         internal_local: survey.internal_local,
         external_local: survey.external_local,
         has_any: survey.has_any,
@@ -356,6 +382,20 @@ fn entry(service: &Service, survey: Survey<'_>, old: Option<&ServicePort>) -> Se
         local,
         turns: old.map(|old| Arc::clone(&old.turns)).unwrap_or_default(),
     }
+}
+
+/// The Maglev table for the `members` of `endpoints`. One is dear to fill: if a pool `before` had the same
+/// addresses, among the endpoints `known`, its table is taken over.
+fn lookup(
+    endpoints: &[Endpoint],
+    members: &[u32],
+    known: &[Endpoint],
+    before: &[&Pool],
+) -> Option<Arc<Maglev>> {
+    let addresses = || members.iter().map(|&i| endpoints[i as usize].address);
+    let same = |pool: &&&Pool| pool.members.iter().map(|&i| known[i as usize].address).eq(addresses());
+    let taken = before.iter().filter(|pool| pool.maglev.is_some()).find(same);
+    taken.map_or_else(|| Maglev::new(addresses()).map(Arc::new), |pool| pool.maglev.clone())
 }
 
 /// The tallies of an entry's predecessor, handed over in the order of addresses.

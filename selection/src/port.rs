@@ -86,7 +86,7 @@ pub struct Pool {
     /// The members.
     pub members: Box<[u32]>,
     /// Who serves which client, for Services balanced by [`Balance::Maglev`].
-    pub(crate) maglev: Option<Maglev>,
+    pub(crate) maglev: Option<Arc<Maglev>>,
 }
 
 /// Which of a Service's addresses was dialled.
