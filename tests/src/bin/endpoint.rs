@@ -1,0 +1,103 @@
+//! A server behind a Service: `remora-test-endpoint NAME ADDRESS:PORT...`
+//!
+//! Each connection is greeted at once with the name and a line break (so it is the server who
+//! speaks first), then gets back what it sends until it ends. Out, when SIGTERM has come: no
+//! connection is turned away that the kernel has accepted already, none is cut, and the last line of
+//! the output counts them: `{"accepted":3,"served":3}`. It never ends a connection of its own accord.
+
+use std::cell::Cell;
+use std::io;
+use std::process::ExitCode;
+use std::rc::Rc;
+
+use futures::FutureExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::{JoinSet, LocalSet};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let (Some(name), addresses) = (arguments.next(), arguments.collect::<Vec<_>>()) else {
+        eprintln!("usage: remora-test-endpoint NAME ADDRESS:PORT...");
+        return ExitCode::from(2);
+    };
+    match LocalSet::new().run_until(serve(&name, &addresses)).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cannot serve on {addresses:?}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// How many connections there have been.
+#[derive(Default)]
+struct Counts {
+    /// Taken from the kernel.
+    accepted: Cell<u64>,
+    /// Greeted, and ended by the client in good order.
+    served: Cell<u64>,
+}
+
+/// Serves on all addresses until SIGTERM, then drains and prints the counts.
+async fn serve(name: &str, addresses: &[String]) -> io::Result<()> {
+    let mut stop = signal(SignalKind::terminate())?;
+    let counts = Rc::new(Counts::default());
+    let greeting: Rc<str> = format!("{name}\n").into();
+    let mut listeners = Vec::new();
+    for address in addresses {
+        listeners.push(TcpListener::bind(address).await?);
+    }
+    println!("listening");
+    let mut open = JoinSet::new();
+    loop {
+        let accepted =
+            futures::future::select_all(listeners.iter().map(|listener| Box::pin(listener.accept())));
+        tokio::select! {
+            (connection, ..) = accepted => start(connection, &counts, &greeting, &mut open),
+            _ = open.join_next(), if !open.is_empty() => (),
+            _ = stop.recv() => break,
+        }
+    }
+    for listener in listeners {
+        while let Some(connection) = listener.accept().now_or_never() {
+            start(connection, &counts, &greeting, &mut open);
+        }
+    }
+    while open.join_next().await.is_some() {}
+    println!(r#"{{"accepted":{},"served":{}}}"#, counts.accepted.get(), counts.served.get());
+    Ok(())
+}
+
+fn start(
+    connection: io::Result<(TcpStream, std::net::SocketAddr)>,
+    counts: &Rc<Counts>,
+    greeting: &Rc<str>,
+    open: &mut JoinSet<()>,
+) {
+    // A connection that was reset while it waited to be accepted is none.
+    let Ok((stream, _)) = connection else { return };
+    counts.accepted.set(counts.accepted.get() + 1);
+    let (counts, greeting) = (counts.clone(), greeting.clone());
+    open.spawn_local(async move {
+        match converse(stream, &greeting).await {
+            Ok(()) => counts.served.set(counts.served.get() + 1),
+            Err(error) => eprintln!("a connection failed: {error}"),
+        }
+    });
+}
+
+/// Greets, echoes until the client's end, ends.
+async fn converse(mut stream: TcpStream, greeting: &str) -> io::Result<()> {
+    stream.write_all(greeting.as_bytes()).await?;
+    let mut buffer = [0; 4096];
+    loop {
+        let read = stream.read(&mut buffer).await?;
+        if read == 0 {
+            return stream.shutdown().await;
+        }
+        stream.write_all(&buffer[..read]).await?;
+    }
+}

@@ -1,0 +1,394 @@
+//! A cluster: the real etcd, kube-apiserver and kube-controller-manager on a host of their own.
+//!
+//! In: which etcd. Out: clients, kubeconfig files, and faults that are real ones: compaction, a stop,
+//! a kill. There is no kubelet and no scheduler: nodes and Pods are what the tests write
+//! ([`crate::pods`]). It never runs a controller other than those of EndpointSlices.
+
+mod certificates;
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use http::Request;
+use k8s_openapi::api::core::v1::{Namespace as KubeNamespace, Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client, Config, Resource};
+use rustix::process::Signal;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::sync::OnceCell;
+
+use crate::{Host, Program, World, tools, wait_until};
+use certificates::Authority;
+
+/// How long the API server may take to be ready: seconds, but on a busy machine more of them.
+const READY: Duration = Duration::from_secs(120);
+
+/// What Remora needs in a cluster, no more: the tests' sidecars have exactly this.
+const RULES: &str = r#"[
+    {"apiGroups": [""], "resources": ["services", "nodes"], "verbs": ["get", "list", "watch"]},
+    {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]}
+]"#;
+
+/// The nodes of every cluster, and their zones.
+pub const NODES: [(&str, &str); 2] = [("node-a", "zone-a"), ("node-b", "zone-b")];
+
+/// The etcd under a cluster.
+#[derive(Clone, Copy)]
+pub enum Etcd {
+    /// The one that fits the API server: streaming lists work.
+    New,
+    /// Debian's 3.4, on which the API server refuses streaming lists.
+    Old,
+}
+
+/// Owning one means that its programs run; dropping it ends them.
+pub struct Cluster {
+    authority: Authority,
+    api: Mutex<Option<Program>>,
+    controllers: Mutex<Option<Program>>,
+    etcd: Program,
+    host: Host,
+    world: World,
+}
+
+/// The cluster that the tests of a binary share.
+static SHARED: Mutex<Option<Arc<OnceCell<Arc<Cluster>>>>> = Mutex::new(None);
+
+impl Cluster {
+    /// The one cluster of this test binary, started by the first test that wants it.
+    pub async fn shared() -> Arc<Cluster> {
+        let cell = SHARED.lock().expect("no panic holds it").get_or_insert_default().clone();
+        cell.get_or_init(async || Cluster::start("cluster", Etcd::New).await).await.clone()
+    }
+
+    /// Ends the shared cluster, at the end of the test binary.
+    pub(crate) fn end_shared() {
+        SHARED.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+    }
+
+    /// Starts a cluster and returns when it serves.
+    pub async fn start(name: &str, etcd: Etcd) -> Arc<Cluster> {
+        let started = Instant::now();
+        let world = World::new(name);
+        let host = Host::new(&world, "api");
+        let authority = Authority::new(world.folder());
+        authority.server(&[host.ip4().into(), IpAddr::from([127, 0, 0, 1]), IpAddr::from([10, 96, 0, 1])]);
+        let etcd = start_etcd(&world, &host, etcd);
+        let cluster =
+            Cluster { authority, api: Mutex::default(), controllers: Mutex::default(), etcd, host, world };
+        cluster.user("admin", Some("system:masters"));
+        cluster.start_api().await;
+        cluster.furnish().await;
+        *cluster.controllers.lock().expect("no panic holds it") = Some(cluster.start_controllers());
+        eprintln!("{name}: a cluster is ready after {:.1} s", started.elapsed().as_secs_f32());
+        Arc::new(cluster)
+    }
+
+    /// Where the API server is.
+    pub fn address(&self) -> Ipv4Addr {
+        self.host.ip4()
+    }
+
+    /// The kubeconfig file of Remora's own user, who may do what it needs and no more.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.world.folder().join("remora.kubeconfig")
+    }
+
+    /// Adds a user with a kubeconfig file, which is returned.
+    pub fn user(&self, user: &str, group: Option<&str>) -> PathBuf {
+        self.authority.user(user, group);
+        let folder = self.world.folder();
+        let file = |name: &str| folder.join(name).display().to_string();
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "test",
+            "clusters": [{"name": "test", "cluster": {
+                "server": format!("https://{}:6443", self.host.ip4()),
+                "certificate-authority": file("ca.crt"),
+            }}],
+            "users": [{"name": user, "user": {
+                "client-certificate": file(&format!("{user}.crt")),
+                "client-key": file(&format!("{user}.key")),
+            }}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": user}}],
+        });
+        let path = folder.join(format!("{user}.kubeconfig"));
+        fs::write(&path, format!("{config:#}")).expect("a kubeconfig file");
+        path
+    }
+
+    /// Adds a user who may do what `rules` (of a ClusterRole) say, anywhere.
+    pub async fn user_with(&self, user: &str, rules: Value) -> PathBuf {
+        let path = self.user(user, None);
+        let client = self.client().await;
+        create::<ClusterRole>(&Api::all(client.clone()), json!({"metadata": {"name": user}, "rules": rules}))
+            .await;
+        let binding = json!({
+            "metadata": {"name": user},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": user},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}],
+        });
+        create::<ClusterRoleBinding>(&Api::all(client), binding).await;
+        path
+    }
+
+    /// Replaces what a user of [`Cluster::user_with`] may do.
+    pub async fn grant(&self, user: &str, rules: Value) {
+        let roles = Api::<ClusterRole>::all(self.client().await);
+        let patch = Patch::Merge(json!({"rules": rules}));
+        roles.patch(user, &PatchParams::default(), &patch).await.expect("the role is changed");
+    }
+
+    /// A client that may do everything. It belongs to the runtime of the test that calls.
+    pub async fn client(&self) -> Client {
+        client(&self.world.folder().join("admin.kubeconfig")).await
+    }
+
+    /// Starts the API server, and returns when it is ready.
+    ///
+    /// # Panics
+    /// When it is not ready in time.
+    pub async fn start_api(&self) {
+        let program = self.api_program();
+        *self.api.lock().expect("no panic holds it") = Some(program);
+        let client = self.client().await;
+        wait_until(READY, "the API server is ready", async || {
+            let state = || {
+                let api = self.api.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                format!("{}\n{}", api.as_ref().expect("started above").state(), self.etcd.state())
+            };
+            let ready = Request::get("/readyz").body(Vec::new()).expect("a request");
+            match client.request_text(ready).await {
+                Ok(_) => Ok(()),
+                Err(error) => {
+                    let ended = self
+                        .api
+                        .lock()
+                        .expect("no panic holds it")
+                        .as_ref()
+                        .is_some_and(|api| api.ended().is_some());
+                    assert!(!ended, "{}", state());
+                    Err(format!("{error}\n{}", state()))
+                }
+            }
+        })
+        .await;
+    }
+
+    /// Kills the API server, as the end of its machine would: connections end without a word.
+    pub fn kill_api(&self) {
+        self.api.lock().expect("no panic holds it").take().expect("an API server").kill();
+    }
+
+    /// Stops the API server (SIGSTOP): its connections stay open and nobody answers.
+    pub fn stop_api(&self) {
+        self.signal_api(Signal::STOP);
+    }
+
+    /// Lets a stopped API server go on.
+    pub fn continue_api(&self) {
+        self.signal_api(Signal::CONT);
+    }
+
+    fn signal_api(&self, signal: Signal) {
+        self.api.lock().expect("no panic holds it").as_ref().expect("an API server").signal(signal);
+    }
+
+    /// Removes from etcd all revisions but the last. The API server keeps a window of its own; only
+    /// one that starts after this does not know the past at all.
+    pub async fn compact(&self) {
+        let etcd = format!("http://{}:2379", self.host.ip4()).parse().expect("an address");
+        let etcd = Client::try_from(Config::new(etcd)).expect("a client of etcd's HTTP gateway");
+        let post = async |path: &str, body: Value| -> Value {
+            let request = Request::post(path).body(body.to_string().into_bytes()).expect("a request");
+            etcd.request(request).await.unwrap_or_else(|error| panic!("etcd {path}: {error}"))
+        };
+        let head = post("/v3/kv/range", json!({"key": "AA=="})).await;
+        let revision = head["header"]["revision"].clone();
+        post("/v3/kv/compaction", json!({"revision": revision, "physical": true})).await;
+    }
+
+    fn api_program(&self) -> Program {
+        let mut command = self.host.command(tools::built("kube-apiserver"));
+        let folder = self.world.folder();
+        let file = |name: &str| folder.join(name).display().to_string();
+        command
+            .arg(format!("--etcd-servers=http://{}:2379", self.host.ip4()))
+            .arg(format!("--advertise-address={}", self.host.ip4()))
+            .args(["--bind-address=0.0.0.0", "--secure-port=6443"])
+            .arg(format!("--tls-cert-file={}", file("server.crt")))
+            .arg(format!("--tls-private-key-file={}", file("server.key")))
+            .arg(format!("--client-ca-file={}", file("ca.crt")))
+            .arg("--service-account-issuer=https://kubernetes.default.svc")
+            .arg(format!("--service-account-signing-key-file={}", file("accounts.key")))
+            .arg(format!("--service-account-key-file={}", file("accounts.pub")))
+            .arg("--service-cluster-ip-range=10.96.0.0/16,fd00:96::/112")
+            .arg("--authorization-mode=RBAC")
+            // Pods would need a service account, which needs a controller that is not run.
+            .arg("--disable-admission-plugins=ServiceAccount")
+            // Compaction is for tests to cause.
+            .arg("--etcd-compaction-interval=0");
+        Program::start(&self.world, "kube-apiserver", command)
+    }
+
+    fn start_controllers(&self) -> Program {
+        let mut command = self.host.command(tools::built("kube-controller-manager"));
+        command
+            .arg(format!("--kubeconfig={}", self.world.folder().join("admin.kubeconfig").display()))
+            .arg("--controllers=endpointslice-controller,endpointslice-mirroring-controller")
+            .args(["--leader-elect=false", "--secure-port=0"])
+            .args(["--kube-api-qps=500", "--kube-api-burst=1000"]);
+        Program::start(&self.world, "kube-controller-manager", command)
+    }
+
+    /// Makes what every test takes for granted: nodes, and Remora's user.
+    async fn furnish(&self) {
+        let nodes = Api::<Node>::all(self.client().await);
+        for (node, zone) in NODES {
+            let labels = json!({"topology.kubernetes.io/zone": zone, "kubernetes.io/hostname": node});
+            create(&nodes, json!({"metadata": {"name": node, "labels": labels}})).await;
+        }
+        self.user_with("remora", serde_json::from_str(RULES).expect("rules of a role")).await;
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // In the order of a shutdown, so that no log is full of the others' absence.
+        for program in [&self.controllers, &self.api] {
+            program.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        }
+        self.etcd.kill();
+    }
+}
+
+fn start_etcd(world: &World, host: &Host, etcd: Etcd) -> Program {
+    let mut command = host.command(tools::built(match etcd {
+        Etcd::New => "etcd",
+        Etcd::Old => "old-etcd",
+    }));
+    let url = format!("http://{}:2379", host.ip4());
+    // In memory: a test has no use for a disk's patience.
+    command
+        .args(["--name=test", &format!("--data-dir=/run/{}.etcd", host.name())])
+        .args([format!("--listen-client-urls={url}"), format!("--advertise-client-urls={url}")])
+        .args([
+            "--listen-peer-urls=http://127.0.0.1:2380",
+            "--initial-advertise-peer-urls=http://127.0.0.1:2380",
+        ])
+        .arg("--initial-cluster=test=http://127.0.0.1:2380");
+    Program::start(world, "etcd", command)
+}
+
+async fn client(kubeconfig: &Path) -> Client {
+    let file = Kubeconfig::read_from(kubeconfig).expect("a kubeconfig file of ours");
+    let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await;
+    Client::try_from(config.expect("a kubeconfig of ours")).expect("a client")
+}
+
+/// Creates an object written as JSON.
+///
+/// # Panics
+/// When the API server refuses, with what it says.
+pub async fn create<K>(api: &Api<K>, object: Value) -> K
+where
+    K: Resource + Clone + Serialize + DeserializeOwned + std::fmt::Debug,
+{
+    let object_: K = serde_json::from_value(object.clone()).expect("the object's type");
+    match api.create(&PostParams::default(), &object_).await {
+        Ok(created) => created,
+        Err(error) => panic!("cannot create {object:#}: {error}"),
+    }
+}
+
+/// A namespace of Kubernetes in a cluster, for one test alone.
+pub struct Namespace {
+    /// Its name.
+    pub name: String,
+    /// Where it is.
+    pub cluster: Arc<Cluster>,
+    /// A client that may do everything.
+    pub client: Client,
+}
+
+impl Namespace {
+    /// Makes one, named like no other.
+    pub async fn new(cluster: Arc<Cluster>) -> Namespace {
+        static LAST: AtomicU32 = AtomicU32::new(0);
+        let name = format!("shop-{}", LAST.fetch_add(1, Ordering::Relaxed) + 1);
+        let client = cluster.client().await;
+        create::<KubeNamespace>(&Api::all(client.clone()), json!({"metadata": {"name": name}})).await;
+        Namespace { name, cluster, client }
+    }
+
+    /// Its Services.
+    pub fn services(&self) -> Api<Service> {
+        Api::namespaced(self.client.clone(), &self.name)
+    }
+
+    /// Its EndpointSlices.
+    pub fn slices(&self) -> Api<EndpointSlice> {
+        Api::namespaced(self.client.clone(), &self.name)
+    }
+
+    /// Creates a Service over the Pods with the label `app: NAME`: port `web`, 80, to their port
+    /// `web`, and whatever else `spec` says.
+    pub async fn service(&self, name: &str, spec: Value) -> Service {
+        let mut whole = json!({
+            "selector": {"app": name},
+            "ports": [{"name": "web", "port": 80, "targetPort": "web"}],
+        });
+        for (field, value) in spec.as_object().into_iter().flatten() {
+            whole[field] = value.clone();
+        }
+        create(&self.services(), json!({"metadata": {"name": name}, "spec": whole})).await
+    }
+
+    /// Changes a Service: a merge patch.
+    pub async fn patch_service(&self, name: &str, patch: Value) {
+        let patched = self.services().patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await;
+        patched.unwrap_or_else(|error| panic!("cannot patch {name} with {patch}: {error}"));
+    }
+
+    /// The endpoints of a Service that its slices call ready, as `ip:port`, sorted: what the
+    /// controller makes of the Pods, read in the plainest way.
+    pub async fn ready(&self, service: &str) -> Result<Vec<String>, String> {
+        let mine = ListParams::default().labels(&format!("kubernetes.io/service-name={service}"));
+        let slices = self.slices().list(&mine).await.map_err(|error| error.to_string())?;
+        let mut ready = Vec::new();
+        for slice in &slices {
+            for port in slice.ports.iter().flatten().filter_map(|port| port.port) {
+                for endpoint in slice.endpoints.iter().flatten() {
+                    let conditions = endpoint.conditions.as_ref();
+                    if conditions.and_then(|conditions| conditions.ready).unwrap_or(true) {
+                        ready.push(address(&endpoint.addresses[0], port));
+                    }
+                }
+            }
+        }
+        ready.sort();
+        Ok(ready)
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.cluster.world.tell();
+        }
+    }
+}
+
+/// `ip:port`, as Kubernetes and Remora print it.
+fn address(ip: &str, port: i32) -> String {
+    if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") }
+}

@@ -1,0 +1,28 @@
+//! The harness of the end-to-end tests: worlds of network namespaces in which the real programs run.
+//!
+//! A test binary is one [`world`]: namespaces of its own, made before its first thread, gone with
+//! its last process. In it, one [`cluster`] (etcd, kube-apiserver, kube-controller-manager) serves
+//! all tests of the binary, and each test has a [`World`] with hosts on a bridge ([`network`]), child
+//! programs with logs ([`program`]), and a Kubernetes namespace in which [`pods`] are API objects
+//! whose status the test writes and whose servers are real processes at real addresses.
+//!
+//! Nothing here stands in for anything: what is not started is not there.
+
+pub mod cluster;
+pub mod load;
+pub mod network;
+pub mod pods;
+pub mod program;
+pub mod remora;
+pub mod tools;
+pub mod wait;
+pub mod world;
+
+pub use cluster::{Cluster, Namespace};
+pub use load::Load;
+pub use network::Host;
+pub use pods::{Counts, Pod};
+pub use program::Program;
+pub use remora::Sidecar;
+pub use wait::wait_until;
+pub use world::World;

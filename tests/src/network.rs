@@ -1,0 +1,202 @@
+//! Hosts: network namespaces on one bridge, each with an address of either family.
+//!
+//! ```text
+//!   the test itself, 10.244.0.1 fd00:244::1
+//!   ───────────┬────────────────┬──────────────── bridge
+//!         eth0 │           eth0 │
+//!      host a: 10.244.0.2    host b: 10.244.0.3
+//!              fd00:244::2          fd00:244::3
+//! ```
+//!
+//! In: names. Out: places to start programs in, whose packets can be dropped. It never touches the
+//! network of the machine: all of this is inside the world's own namespaces.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use crate::World;
+
+/// The bridge of the world; its addresses are the test's own.
+const BRIDGE: &str = "remora0";
+
+/// The last number given to a host. Addresses are never given twice: a stale connection must not
+/// find a new server by chance, unless a test wants that and asks for it.
+static LAST: AtomicU16 = AtomicU16::new(1);
+
+/// Owning one means that the network namespace and its addresses exist; dropping it takes them away,
+/// as the end of a Pod does: packets for it are no longer answered at all.
+pub struct Host {
+    name: String,
+    number: u16,
+}
+
+impl Host {
+    /// Makes a host. `name` is for people; it is made unique.
+    pub fn new(world: &World, name: &str) -> Host {
+        let number = LAST.fetch_add(1, Ordering::Relaxed) + 1;
+        let host = Host { name: format!("{name}-{number}"), number };
+        let Host { name, .. } = &host;
+        run(Command::new("ip").args(["netns", "add", name]));
+        run(Command::new("ip").args([
+            "link",
+            "add",
+            &format!("veth{number}"),
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            name,
+        ]));
+        run(Command::new("ip").args(["link", "set", &format!("veth{number}"), "master", BRIDGE, "up"]));
+        batch(
+            &["-netns", name],
+            &format!(
+                "link set lo up\nlink set eth0 up\n\
+                 addr add {}/16 dev eth0\naddr add {}/64 dev eth0 nodad\n\
+                 route add default via {}\n",
+                host.ip4(),
+                host.ip6(),
+                v4(1),
+            ),
+        );
+        run(host.command("sh").args(["-c", PORTS]));
+        world.remember(&host.name);
+        host
+    }
+
+    /// Its name, as `ip netns` knows it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its IPv4 address.
+    pub fn ip4(&self) -> Ipv4Addr {
+        v4(self.number)
+    }
+
+    /// Its IPv6 address.
+    pub fn ip6(&self) -> Ipv6Addr {
+        v6(self.number)
+    }
+
+    /// Both its addresses, IPv4 first.
+    pub fn ips(&self) -> [IpAddr; 2] {
+        [self.ip4().into(), self.ip6().into()]
+    }
+
+    /// A command that runs `program` in this host.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        // Not `ip netns exec`: that mounts a new /sys, which not every container allows.
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.name)).arg("--").arg(program);
+        command
+    }
+
+    /// The ports from which this host has TCP connections to `remote` open, as the kernel sees it.
+    pub fn ports_to(&self, remote: Ipv4Addr) -> Vec<u16> {
+        let output =
+            self.command("ss").args(["-Htn", "state", "established", "dst", &remote.to_string()]).output();
+        let text = String::from_utf8(output.expect("ss, of iproute2").stdout).expect("ss prints text");
+        text.lines()
+            .filter_map(|line| line.split_whitespace().nth(2)?.rsplit(':').next()?.parse().ok())
+            .collect()
+    }
+
+    /// Drops, in silence and in both directions, what matches an nftables expression, until the
+    /// returned value is dropped.
+    pub fn drop_packets(&self, towards: &str, from: &str) -> Dropped<'_> {
+        let rules = format!(
+            "table inet remora_test {{\n\
+             chain out {{ type filter hook output priority 0; {towards} drop; }}\n\
+             chain in {{ type filter hook input priority 0; {from} drop; }}\n}}\n"
+        );
+        run(self.command("nft").arg(rules));
+        Dropped { host: self }
+    }
+
+    /// Drops all packets between this host and `remote`.
+    pub fn cut_off(&self, remote: Ipv4Addr) -> Dropped<'_> {
+        self.drop_packets(&format!("ip daddr {remote}"), &format!("ip saddr {remote}"))
+    }
+
+    /// Drops all packets of the connections that this host has open to `remote`; new ones pass. So a
+    /// connection falls silent without an end, as when a load balancer between has lost its state.
+    pub fn silence(&self, remote: Ipv4Addr) -> Dropped<'_> {
+        let ports = self.ports_to(remote);
+        assert!(!ports.is_empty(), "{} has no connection to {remote} that could fall silent", self.name);
+        let ports = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
+        self.drop_packets(
+            &format!("ip daddr {remote} tcp sport {{ {ports} }}"),
+            &format!("ip saddr {remote} tcp dport {{ {ports} }}"),
+        )
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.name]).stderr(Stdio::null()).status();
+    }
+}
+
+/// Owning one means that the packets are being dropped.
+pub struct Dropped<'a> {
+    host: &'a Host,
+}
+
+impl Drop for Dropped<'_> {
+    fn drop(&mut self) {
+        let _ = self.host.command("nft").arg("delete table inet remora_test").stderr(Stdio::null()).status();
+    }
+}
+
+/// Sets up the test's own end: loopback, the bridge and its addresses. Once a world.
+pub(crate) fn bridge() {
+    batch(
+        &[],
+        &format!(
+            "link set lo up\nlink add {BRIDGE} type bridge\nlink set {BRIDGE} up\n\
+             addr add {}/16 dev {BRIDGE}\naddr add {}/64 dev {BRIDGE} nodad\n",
+            v4(1),
+            v6(1)
+        ),
+    );
+    run(Command::new("sh").args(["-c", PORTS]));
+}
+
+/// Room for many short connections between two addresses: 28,000 ports that rest for a minute each
+/// would end a test of 500 connections a second after 56 seconds.
+const PORTS: &str = "echo 1024 65535 >/proc/sys/net/ipv4/ip_local_port_range && \
+                     echo 1 >/proc/sys/net/ipv4/tcp_tw_reuse";
+
+fn v4(number: u16) -> Ipv4Addr {
+    let [high, low] = number.to_be_bytes();
+    Ipv4Addr::new(10, 244, high, low)
+}
+
+fn v6(number: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 0x244, 0, 0, 0, 0, 0, number)
+}
+
+fn run(command: &mut Command) {
+    let output =
+        command.output().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}; run tests/tools"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+}
+
+/// Many `ip` commands in one process.
+fn batch(arguments: &[&str], commands: &str) {
+    use std::io::Write;
+    let mut child = Command::new("ip")
+        .args(arguments)
+        .args(["-batch", "-"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("cannot run ip: {error}; run tests/tools"));
+    child.stdin.take().expect("a pipe").write_all(commands.as_bytes()).expect("ip reads its commands");
+    let output = child.wait_with_output().expect("the end of ip");
+    assert!(output.status.success(), "ip: {}\n{commands}", String::from_utf8_lossy(&output.stderr).trim());
+}

@@ -1,0 +1,39 @@
+//! Where the programs are that the tests run.
+//!
+//! In: a program's name. Out: its path, or a panic that names the command which makes it. It never
+//! builds or installs anything: `tests/tools` and `cargo build` do.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A program that `tests/tools` builds: `etcd`, `kube-apiserver`, `kube-controller-manager`, `old-etcd`.
+///
+/// # Panics
+/// When it is not there, with what `tests/tools` says about it.
+pub fn built(name: &str) -> PathBuf {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools");
+    let output = Command::new(&script).args(["where", name]).output();
+    let output = output.unwrap_or_else(|error| panic!("cannot run {}: {error}", script.display()));
+    if !output.status.success() {
+        panic!("{}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    PathBuf::from(String::from_utf8_lossy(&output.stdout).trim())
+}
+
+/// A program of this workspace, built in the same profile as the running test.
+/// `REMORA_BIN` names another `remora`.
+///
+/// # Panics
+/// When it is not there, with the command that builds it.
+pub fn own(name: &str, package: &str) -> PathBuf {
+    if name == "remora"
+        && let Some(path) = std::env::var_os("REMORA_BIN")
+    {
+        return PathBuf::from(path);
+    }
+    let test = std::env::current_exe().expect("the path of the running test");
+    let folder = test.ancestors().nth(2).expect("tests run from target/PROFILE/deps");
+    let path = folder.join(name);
+    assert!(path.exists(), "{} is not there: cargo build -p {package}", path.display());
+    path
+}
