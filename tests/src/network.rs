@@ -11,6 +11,7 @@
 //! In: names. Out: places to start programs in, whose packets can be dropped. It never touches the
 //! network of the machine: all of this is inside the world's own namespaces.
 
+use std::ffi::OsStr;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -88,11 +89,8 @@ impl Host {
     }
 
     /// A command that runs `program` in this host.
-    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        // Not `ip netns exec`: that mounts a new /sys, which not every container allows.
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", self.name)).arg("--").arg(program);
-        command
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        inside(&self.name, program)
     }
 
     /// The ports from which this host has TCP connections to `remote` open, as the kernel sees it.
@@ -107,24 +105,24 @@ impl Host {
 
     /// Drops, in silence and in both directions, what matches an nftables expression, until the
     /// returned value is dropped.
-    pub fn drop_packets(&self, towards: &str, from: &str) -> Dropped<'_> {
+    pub fn drop_packets(&self, towards: &str, from: &str) -> Dropped {
         let rules = format!(
             "table inet remora_test {{\n\
              chain out {{ type filter hook output priority 0; {towards} drop; }}\n\
              chain in {{ type filter hook input priority 0; {from} drop; }}\n}}\n"
         );
         run(self.command("nft").arg(rules));
-        Dropped { host: self }
+        Dropped { host: self.name.clone() }
     }
 
     /// Drops all packets between this host and `remote`.
-    pub fn cut_off(&self, remote: Ipv4Addr) -> Dropped<'_> {
+    pub fn cut_off(&self, remote: Ipv4Addr) -> Dropped {
         self.drop_packets(&format!("ip daddr {remote}"), &format!("ip saddr {remote}"))
     }
 
     /// Drops all packets of the connections that this host has open to `remote`; new ones pass. So a
     /// connection falls silent without an end, as when a load balancer between has lost its state.
-    pub fn silence(&self, remote: Ipv4Addr) -> Dropped<'_> {
+    pub fn silence(&self, remote: Ipv4Addr) -> Dropped {
         let ports = self.ports_to(remote);
         assert!(!ports.is_empty(), "{} has no connection to {remote} that could fall silent", self.name);
         let ports = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
@@ -142,13 +140,13 @@ impl Drop for Host {
 }
 
 /// Owning one means that the packets are being dropped.
-pub struct Dropped<'a> {
-    host: &'a Host,
+pub struct Dropped {
+    host: String,
 }
 
-impl Drop for Dropped<'_> {
+impl Drop for Dropped {
     fn drop(&mut self) {
-        let _ = self.host.command("nft").arg("delete table inet remora_test").stderr(Stdio::null()).status();
+        let _ = inside(&self.host, "nft").arg("delete table inet remora_test").stderr(Stdio::null()).status();
     }
 }
 
@@ -178,6 +176,13 @@ fn v4(number: u16) -> Ipv4Addr {
 
 fn v6(number: u16) -> Ipv6Addr {
     Ipv6Addr::new(0xfd00, 0x244, 0, 0, 0, 0, 0, number)
+}
+
+fn inside(host: &str, program: impl AsRef<OsStr>) -> Command {
+    // Not `ip netns exec`: that mounts a new /sys, which not every container allows.
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net=/run/netns/{host}")).arg("--").arg(program);
+    command
 }
 
 fn run(command: &mut Command) {
