@@ -61,3 +61,26 @@ fn walk(address: &SocketAddr) -> (u32, u32) {
     };
     ((hash(1) % ENTRIES as u64) as u32, (hash(2) % (ENTRIES as u64 - 1)) as u32 + 1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_member_gets_as_many_entries_as_any_other_give_or_take_one() {
+        for n in (1..=50).chain([65, 300, 5_000, ENTRIES - 2, ENTRIES, 70_000]) {
+            let addresses =
+                (0..n as u32).map(|i| SocketAddr::new(IpAddr::from((0x0a00_0000 + i).to_be_bytes()), 80));
+            let table = Maglev::new(addresses).expect("members");
+            let mut entries = vec![0u32; n];
+            table.0.iter().for_each(|member| entries[usize::from(*member)] += 1);
+            entries.truncate(MOST);
+            let (least, most) = (entries.iter().min(), entries.iter().max());
+            assert!(
+                most.zip(least).is_some_and(|(most, least)| most - least <= 1),
+                "{n}: {least:?} to {most:?}"
+            );
+        }
+        assert_eq!(Maglev::new(std::iter::empty()), None);
+    }
+}
