@@ -1,1 +1,39 @@
 //! Keeps a `selection` table in step with its source.
+//!
+//! ```text
+//! Kubernetes API ─┐
+//! manifest files ─┴─▶ source ──event──▶ store ──publish──▶ table ──borrow──▶ readers
+//! ```
+//! Nothing flows left: the store never sees a socket or a file, a source never sees a reader. The store is a
+//! function of its events; what needs a clock, a file or a network is behind the features `manifests` and
+//! `kube`, and without features the crate compiles to wasm.
+//!
+//! Nothing is ever emptied because a source broke: the last good table serves on, and [`Status`] tells its age.
+
+mod histogram;
+pub mod inspect;
+#[cfg(feature = "kube")]
+pub mod kubernetes;
+#[cfg(feature = "manifests")]
+pub mod manifests;
+#[cfg(feature = "objects")]
+pub mod object;
+#[cfg(any(feature = "manifests", feature = "kube"))]
+mod source;
+#[cfg(any(feature = "manifests", feature = "kube"))]
+mod status;
+pub mod store;
+mod symbols;
+mod tables;
+#[cfg(any(feature = "manifests", feature = "kube"))]
+mod watch;
+
+pub use histogram::{BOUNDS, Histogram};
+pub use inspect::Inspection;
+#[cfg(any(feature = "manifests", feature = "kube"))]
+pub use source::{Scope, Source};
+#[cfg(any(feature = "manifests", feature = "kube"))]
+pub use status::Status;
+pub use tables::{Reader, Tables};
+#[cfg(any(feature = "manifests", feature = "kube"))]
+pub use watch::{Error, Watch, start};

@@ -1,0 +1,261 @@
+//! Follows a source: applies its events to a store, publishes tables, answers questions about the store. One task
+//! of control work; never waited for by a data thread.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use selection::{Here, ServiceName, Symbol};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::inspect::{self, Inspection};
+use crate::status::Steps;
+use crate::store::{Event, Kind, Store};
+use crate::{Histogram, Scope, Source, Status, Tables};
+
+/// Tables follow each other at least this far apart; the first event after a pause is published at once.
+const PUBLISH_EVERY: Duration = Duration::from_millis(10);
+/// Events that may wait between a source and the store; a source that is ahead waits.
+const QUEUE: usize = 1024;
+
+/// A source being followed. It is followed as long as one of the clones of this lives, and the runtime that it
+/// was started on.
+#[derive(Clone, Debug)]
+pub struct Watch {
+    /// Where the tables are published.
+    pub tables: Tables,
+    shared: Arc<Mutex<Shared>>,
+    questions: mpsc::Sender<Question>,
+}
+
+/// Why a source cannot be followed at all. What goes wrong later is told in [`Status`] and logged.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The manifests cannot be read.
+    #[cfg(feature = "manifests")]
+    #[error(transparent)]
+    Manifests(#[from] crate::manifests::Error),
+    /// There is no way to a Kubernetes API.
+    #[cfg(feature = "kube")]
+    #[error(transparent)]
+    Kube(#[from] crate::kubernetes::Error),
+}
+
+/// Follows what `scope` says of `source`, on the current tokio runtime.
+///
+/// # Errors
+/// If the source cannot be followed as it is configured: a path that does not exist, no kubeconfig. A source that
+/// does not answer is no error; it is asked again until it does.
+pub async fn start(source: Source, scope: Scope, here: Here) -> Result<Watch, Error> {
+    let (events, received) = mpsc::channel(QUEUE);
+    let events = Events(events);
+    let tables = Tables::default();
+    let shared = Arc::new(Mutex::new(Shared::default()));
+    let mut store = Store::new(here.clone());
+    for stream in scope.streams() {
+        lock(&shared).steps.follow(&stream);
+        store.apply(Event::Follow(stream));
+    }
+    let report = Report(Arc::clone(&shared));
+    let source = match source {
+        #[cfg(feature = "manifests")]
+        Source::Manifests(path) => {
+            tokio::spawn(crate::manifests::follow(path, scope, wanted_node(&here), events, report)?)
+        }
+        #[cfg(feature = "kube")]
+        Source::Kube(options) => {
+            tokio::spawn(crate::kubernetes::follow(options, scope, wanted_node(&here), events, report).await?)
+        }
+    };
+    let (questions, asked) = mpsc::channel(16);
+    let control = Control {
+        store,
+        tables: tables.clone(),
+        shared: Arc::clone(&shared),
+        since: Vec::new(),
+        published: None,
+        started: SystemTime::now(),
+    };
+    tokio::spawn(async move {
+        control.run(received, asked).await;
+        source.abort();
+    });
+    Ok(Watch { tables, shared, questions })
+}
+
+/// The node whose zone the source is to tell, being given no zone.
+pub(crate) fn wanted_node(here: &Here) -> Option<Symbol> {
+    here.node.clone().filter(|_| here.zone.is_none())
+}
+
+impl Watch {
+    /// How it is doing.
+    pub fn status(&self) -> Status {
+        let shared = lock(&self.shared);
+        let mut status = shared.status.clone();
+        status.age = shared.steps.last().map(|at| at.elapsed());
+        status.broken = shared.steps.broken();
+        status
+    }
+
+    /// What is known of `service`; `None` if there is no such Service.
+    pub async fn inspect(&self, service: ServiceName) -> Option<Inspection> {
+        self.ask(|answer| Question::One(service, answer)).await.flatten()
+    }
+
+    /// What is known of every Service, in the order of their names.
+    pub async fn inspect_all(&self) -> Vec<Inspection> {
+        self.ask(Question::All).await.unwrap_or_default()
+    }
+
+    async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Option<T> {
+        let (answer, answered) = oneshot::channel();
+        self.questions.send(question(answer)).await.ok()?;
+        answered.await.ok()
+    }
+}
+
+enum Question {
+    One(ServiceName, oneshot::Sender<Option<Inspection>>),
+    All(oneshot::Sender<Vec<Inspection>>),
+}
+
+/// What is asked for from other threads.
+#[derive(Debug, Default)]
+struct Shared {
+    status: Status,
+    steps: Steps,
+}
+
+fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where a source sends its events.
+#[derive(Clone, Debug)]
+pub(crate) struct Events(mpsc::Sender<(Instant, Event)>);
+
+impl Events {
+    /// Sends `event`, received at this moment. Waits while the store is behind.
+    pub(crate) async fn send(&self, event: Event) {
+        // Fails only when nobody follows any more; the source is about to be stopped then.
+        let _ = self.0.send((Instant::now(), event)).await;
+    }
+}
+
+/// Where a source counts what it leaves out.
+#[derive(Clone, Debug)]
+pub(crate) struct Report(Arc<Mutex<Shared>>);
+
+impl Report {
+    /// Counts something of an object of `kind` that could not be understood.
+    pub(crate) fn skipped(&self, kind: Kind, reason: &'static str) {
+        let skipped = &mut lock(&self.0).status.skipped;
+        match skipped.iter_mut().find(|(k, r, _)| (*k, *r) == (kind, reason)) {
+            Some((_, _, count)) => *count += 1,
+            None => skipped.push((kind, reason, 1)),
+        }
+    }
+}
+
+/// The task that owns the store.
+struct Control {
+    store: Store,
+    tables: Tables,
+    shared: Arc<Mutex<Shared>>,
+    /// When the events were received that no table has yet.
+    since: Vec<Instant>,
+    published: Option<Instant>,
+    started: SystemTime,
+}
+
+impl Control {
+    /// Runs until nobody can ask any more.
+    async fn run(mut self, mut events: mpsc::Receiver<(Instant, Event)>, mut asked: mpsc::Receiver<Question>) {
+        let mut batch = Vec::with_capacity(QUEUE);
+        loop {
+            tokio::select! {
+                question = asked.recv() => match question {
+                    Some(question) => self.answer(question),
+                    None => return,
+                },
+                received = events.recv_many(&mut batch, QUEUE) => {
+                    if received == 0 {
+                        return;
+                    }
+                    self.pause(&mut events, &mut batch).await;
+                    for (at, event) in batch.drain(..) {
+                        self.apply(at, event);
+                    }
+                    self.publish();
+                }
+            }
+        }
+    }
+
+    /// Gathers more events until the last table is old enough. Before the first table nothing hurries.
+    async fn pause(&self, events: &mut mpsc::Receiver<(Instant, Event)>, batch: &mut Vec<(Instant, Event)>) {
+        let Some(published) = self.published else { return };
+        let due = tokio::time::Instant::from_std(published + PUBLISH_EVERY);
+        while batch.len() < 8 * QUEUE {
+            match tokio::time::timeout_at(due, events.recv_many(batch, QUEUE)).await {
+                Ok(received) if received > 0 => {}
+                _ => return,
+            }
+        }
+    }
+
+    fn apply(&mut self, at: Instant, event: Event) {
+        match &event {
+            Event::Follow(stream) => lock(&self.shared).steps.follow(stream),
+            Event::InStep(stream) => lock(&self.shared).steps.in_step(stream, at),
+            Event::Lost(stream, loss) => lock(&self.shared).steps.lost(stream, *loss),
+            Event::Applied(_) | Event::Gone(..) | Event::Zone(_) => self.since.push(at),
+            Event::ListBegins(_) | Event::ListEnds(_) | Event::Unreadable(_) => {}
+        }
+        self.store.apply(event);
+    }
+
+    fn publish(&mut self) {
+        let table = self.store.publish();
+        let triggers = self.store.take_triggers();
+        let (is_new, is_first) = (table.is_some(), self.published.is_none());
+        if let Some(table) = table {
+            self.tables.publish(table);
+            self.published = Some(Instant::now());
+        }
+        let mut shared = lock(&self.shared);
+        let status = &mut shared.status;
+        status.synced = self.published.is_some();
+        status.version = self.store.table().version();
+        status.services = self.store.services();
+        status.slices = self.store.slices();
+        status.counts = self.store.counts().clone();
+        if self.published.is_none() {
+            return;
+        }
+        let received = self.since.drain(..);
+        // The first table waits for lists, not for events.
+        if is_new && !is_first {
+            received.for_each(|at| status.received_to_table.observe(at.elapsed()));
+        }
+        triggers.into_iter().for_each(|at| observe_trigger(&mut status.triggered_to_table, at, self.started));
+    }
+
+    fn answer(&self, question: Question) {
+        // Who asked may have gone.
+        match question {
+            Question::One(service, answer) => drop(answer.send(inspect::inspect(&self.store, &service))),
+            Question::All(answer) => drop(answer.send(inspect::inspect_all(&self.store))),
+        }
+    }
+}
+
+/// Counts a trigger at `millis` since 1970, if it was after `started` and is not in the future.
+fn observe_trigger(histogram: &mut Histogram, millis: u64, started: SystemTime) {
+    let triggered = SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
+    if triggered >= started
+        && let Ok(duration) = triggered.elapsed()
+    {
+        histogram.observe(duration);
+    }
+}
