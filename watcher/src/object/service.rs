@@ -93,8 +93,9 @@ fn ports(field: &Field<'_, '_>, warnings: &mut Vec<Warning>) -> Result<Box<[Port
     for item in field.items()? {
         match port(&item) {
             Ok(port) if ports.iter().any(|p| p.name == port.name && p.protocol == port.protocol) => {
-                let message = format!("a second port {:?}/{} is left out", &*port.name, port.protocol);
+                let message = format!("replaces an earlier port {:?}/{}", &*port.name, port.protocol);
                 warnings.push(item.warning("duplicate", message));
+                ports.push(port);
             }
             Ok(port) => ports.push(port),
             Err(warning) => warnings.push(warning),
