@@ -1,4 +1,18 @@
 //! The remora program as a library: its parts, for benches and tests.
 
+pub mod admin;
+pub mod arguments;
+pub mod ask;
+pub mod config;
+pub mod ending;
+pub mod endpoints;
+pub mod explain;
+pub mod health;
+pub mod http;
+pub mod listeners;
+pub mod logs;
+pub mod look;
+pub mod metrics;
+pub mod sidecar;
 pub mod tcp;
 pub mod traffic;

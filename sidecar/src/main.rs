@@ -1,3 +1,69 @@
-//! The `remora` program.
+//! The `remora` program: from the command line to the verb that does the work, and from an error to one sentence.
 
-fn main() {}
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use sidecar::arguments::{Arguments, Verb};
+use sidecar::{config, endpoints, explain, logs};
+
+/// A wrong command line.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    match Arguments::parse().verb {
+        Verb::Sidecar(typed) => {
+            let in_pod = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some_and(|host| !host.is_empty());
+            match config::Sidecar::new(typed, in_pod) {
+                Ok(config) => end(sidecar::sidecar::run(config).map(|()| String::new())),
+                Err(error) => usage(&error),
+            }
+        }
+        Verb::Endpoints(typed) => match config::Endpoints::new(typed) {
+            Ok(config) => end(answer(endpoints::run(config))),
+            Err(error) => usage(&error),
+        },
+        Verb::Explain(typed) => match config::Explain::new(typed) {
+            Ok(config) => end(answer(explain::run(config))),
+            Err(error) => usage(&error),
+        },
+        Verb::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "remora", &mut script);
+            print(&script);
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+/// Runs a command that ends by itself.
+fn answer<E: ToString>(command: impl Future<Output = Result<String, E>>) -> Result<String, String> {
+    logs::start_for_answer();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| format!("cannot start: {error}; raise the limit on open files"))?;
+    runtime.block_on(command).map_err(|error| error.to_string())
+}
+
+fn end(result: Result<String, impl std::fmt::Display>) -> ExitCode {
+    match result {
+        Ok(text) => {
+            print(text.as_bytes());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("remora: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn usage(error: &config::Error) -> ExitCode {
+    eprintln!("remora: {error}");
+    ExitCode::from(USAGE)
+}
+
+/// Whoever reads may have enough before the end, as `head` does.
+fn print(text: &[u8]) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text).and_then(|()| out.flush());
+}

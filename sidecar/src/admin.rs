@@ -1,0 +1,284 @@
+//! What people ask a running sidecar, on a loopback address: `/v1/endpoints`, `/v1/explain`, `/v1/status`,
+//! `/v1/warnings`. `output=text` is for people, anything else JSON. Shows, never changes anything.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use hyper::StatusCode;
+use selection::{Family, Here, Millis, Protocol, Seed, ServiceName};
+use serde::Serialize;
+use watcher::Watch;
+
+use crate::arguments::OutputFormat;
+use crate::config::{self, Connection};
+use crate::endpoints::{self, Live, Report, Unknown};
+use crate::explain::{self, Moment, Story};
+use crate::http::{Answer, Answers, Asked, TEXT};
+use crate::tcp::Listen;
+use crate::traffic::Traffic;
+
+/// Answers on the admin address.
+#[derive(Debug)]
+pub struct Admin {
+    /// What is known of Services.
+    pub watch: Watch,
+    /// What the data plane counts.
+    pub traffic: Arc<Traffic>,
+    /// The listeners, with the addresses that they got.
+    pub listens: Vec<Listen>,
+    /// Where Services come from, as the flag says it.
+    pub source: String,
+    /// Where this process runs.
+    pub here: Here,
+    /// What draws are made from.
+    pub secret: Secret,
+    /// Where the times in tallies begin.
+    pub origin: Instant,
+}
+
+/// A seed that no log and no answer shows.
+#[derive(Clone, Copy)]
+pub struct Secret(pub Seed);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+impl Answers for Admin {
+    async fn answer(&self, asked: Asked) -> Answer {
+        if !is_local(&asked.host) {
+            return refusal(
+                StatusCode::FORBIDDEN,
+                "a browser asked under a foreign host name; ask by address, such as 127.0.0.1",
+            );
+        }
+        let words = Words(form_urlencoded::parse(asked.query.as_bytes()).into_owned().collect());
+        match &*asked.path {
+            "/" => Answer::text(StatusCode::OK, INDEX),
+            "/v1/endpoints" => self.endpoints(&words).await.unwrap_or_else(|refusal| refusal),
+            "/v1/warnings" => self.warnings(&words).await.unwrap_or_else(|refusal| refusal),
+            "/v1/explain" => self.explain(&words).unwrap_or_else(|refusal| refusal),
+            "/v1/status" => self.status(),
+            _ => refusal(StatusCode::NOT_FOUND, INDEX),
+        }
+    }
+}
+
+const INDEX: &str = "GET /v1/endpoints[?service=NAMESPACE/NAME][&output=text]
+GET /v1/warnings[?service=NAMESPACE/NAME]
+GET /v1/explain?address=ADDRESS:PORT[&client=ADDRESS][&outside][&protocol=udp][&output=text]
+GET /v1/status
+";
+
+/// The decoded words of a query.
+struct Words(Vec<(String, String)>);
+
+impl Words {
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(word, _)| word == name).map(|(_, value)| &**value)
+    }
+
+    fn output(&self) -> OutputFormat {
+        if self.get("output") == Some("text") { OutputFormat::Text } else { OutputFormat::Json }
+    }
+
+    fn service(&self) -> Result<Option<ServiceName>, Answer> {
+        self.get("service").map(config::service).transpose().map_err(bad)
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct StatusPage<'a> {
+    version: &'static str,
+    source: &'a str,
+    node: Option<&'a str>,
+    zone: Option<&'a str>,
+    listeners: Vec<ListenerLine>,
+    connections: u64,
+    table: TableLine,
+    broken: Vec<BrokenLine>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ListenerLine {
+    address: SocketAddr,
+    service: String,
+    port: String,
+    serves: bool,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct TableLine {
+    synced: bool,
+    version: u64,
+    age_seconds: Option<f64>,
+    services: usize,
+    endpoint_slices: usize,
+}
+
+#[derive(Serialize)]
+struct BrokenLine {
+    stream: String,
+    reason: &'static str,
+}
+
+impl Admin {
+    async fn endpoints(&self, words: &Words) -> Result<Answer, Answer> {
+        let report = self.report(words).await?;
+        rendered(words.output(), |output| endpoints::render(&report, output))
+    }
+
+    async fn warnings(&self, words: &Words) -> Result<Answer, Answer> {
+        let report = self.report(words).await?;
+        let mut lines = String::new();
+        report.warnings().for_each(|warning| lines.extend([warning, "\n"]));
+        Ok(Answer { status: StatusCode::OK, media: TEXT, body: lines })
+    }
+
+    async fn report(&self, words: &Words) -> Result<Report, Answer> {
+        let services = match words.service()? {
+            None => self.watch.inspect_all().await,
+            Some(service) => match self.watch.inspect(service.clone()).await {
+                Some(inspection) => vec![inspection],
+                None => {
+                    let unknown = Unknown { service, source: "this sidecar".to_owned() };
+                    return Err(refusal(StatusCode::NOT_FOUND, unknown.to_string()));
+                }
+            },
+        };
+        Ok(Report { services, live: Some(Live { table: self.watch.tables.load(), now: self.now() }) })
+    }
+
+    fn explain(&self, words: &Words) -> Result<Answer, Answer> {
+        let connection = connection(words)?;
+        let table = self.watch.tables.load();
+        let is_dialled = |listen: &&Listen| {
+            let ip = listen.address.ip();
+            let same_ip = ip == connection.address.ip()
+                || (ip.is_unspecified() && ip.is_ipv4() == connection.address.is_ipv4());
+            connection.protocol == Protocol::Tcp
+                && same_ip
+                && listen.address.port() == connection.address.port()
+        };
+        let listener =
+            self.listens.iter().find(is_dialled).and_then(|listen| {
+                table.port(&listen.service, &listen.port, Family::of(&listen.address.ip()))
+            });
+        let moment = Moment { seed: self.secret.0, now: self.now() };
+        let story = Story::tell(&table, &connection, moment, listener.map(|port| &**port));
+        rendered(words.output(), |output| explain::render(&story, output))
+    }
+
+    fn status(&self) -> Answer {
+        let status = self.watch.status();
+        let table = self.watch.tables.load();
+        let listener = |listen: &Listen| ListenerLine {
+            address: listen.address,
+            service: listen.service.to_string(),
+            port: listen.port.clone(),
+            serves: table.port(&listen.service, &listen.port, Family::of(&listen.address.ip())).is_some(),
+        };
+        let page = StatusPage {
+            version: env!("CARGO_PKG_VERSION"),
+            source: &self.source,
+            node: self.here.node.as_deref(),
+            zone: self.here.zone.as_deref(),
+            listeners: self.listens.iter().map(listener).collect(),
+            connections: self.traffic.active(),
+            table: TableLine {
+                synced: status.synced,
+                version: status.version,
+                age_seconds: status.age.map(|age| age.as_secs_f64()),
+                services: status.services,
+                endpoint_slices: status.slices,
+            },
+            broken: status
+                .broken
+                .iter()
+                .map(|(stream, loss)| BrokenLine { stream: stream.to_string(), reason: loss.label() })
+                .collect(),
+        };
+        let text = serde_json::to_string_pretty(&page).map(|text| text + "\n");
+        text.map_or_else(|error| failure(&error), Answer::json)
+    }
+
+    fn now(&self) -> Millis {
+        self.origin.elapsed().as_millis() as Millis
+    }
+}
+
+fn connection(words: &Words) -> Result<Connection, Answer> {
+    let address = words.get("address").unwrap_or_default();
+    let protocol = match words.get("protocol").unwrap_or("tcp").to_ascii_lowercase().as_str() {
+        "tcp" => Protocol::Tcp,
+        "udp" => Protocol::Udp,
+        "sctp" => Protocol::Sctp,
+        other => {
+            let sentence = format!("{other:?} is not a protocol; write tcp, udp or sctp");
+            return Err(refusal(StatusCode::BAD_REQUEST, sentence));
+        }
+    };
+    Ok(Connection {
+        address: address.parse().map_err(|_| bad(config::Error::Explained(address.to_owned())))?,
+        protocol,
+        client: words.get("client").map(config::client).transpose().map_err(bad)?,
+        inside: words.get("outside").is_none_or(|outside| outside == "false"),
+    })
+}
+
+/// Whether `host` is what a program on this machine asks by. A web page that points its own name to 127.0.0.1
+/// (DNS rebinding) asks by that name.
+fn is_local(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let name = name.trim_start_matches('[').trim_end_matches(']');
+    name.is_empty() || name == "localhost" || name.parse::<IpAddr>().is_ok()
+}
+
+fn rendered<E: std::fmt::Display>(
+    output: OutputFormat,
+    render: impl FnOnce(OutputFormat) -> Result<String, E>,
+) -> Result<Answer, Answer> {
+    let body = render(output).map_err(|error| failure(&error))?;
+    Ok(match output {
+        OutputFormat::Json => Answer::json(body),
+        OutputFormat::Text => Answer { status: StatusCode::OK, media: TEXT, body },
+    })
+}
+
+fn refusal(status: StatusCode, sentence: impl Into<String>) -> Answer {
+    Answer::text(status, sentence)
+}
+
+fn bad(error: config::Error) -> Answer {
+    refusal(StatusCode::BAD_REQUEST, error.to_string())
+}
+
+fn failure(error: &dyn std::fmt::Display) -> Answer {
+    refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_name_of_this_machine_is_answered() {
+        for host in
+            ["", "127.0.0.1:64103", "localhost:64103", "localhost", "[::1]:64103", "[::1]", "10.0.0.1"]
+        {
+            assert!(is_local(host), "{host:?}");
+        }
+        for host in ["evil.example", "evil.example:64103", "127.0.0.1.evil.example:80", "localhost.evil:1"] {
+            assert!(!is_local(host), "{host:?}");
+        }
+    }
+}

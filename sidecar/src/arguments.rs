@@ -1,0 +1,163 @@
+//! The command line as it is typed: flags, their environment variables, help. In: argv. Out: words.
+//! Never judges a value beyond its shape; [`crate::config`] does, in one place.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Balances connections to Kubernetes Services over their endpoints.
+#[derive(Debug, Parser)]
+#[command(name = "remora", version, about, propagate_version = true, max_term_width = 100)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// What the program can do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Take connections to Services and balance them over the endpoints
+    Sidecar(SidecarArguments),
+    /// Show which endpoints serve a Service here, and why each other one is left out
+    Endpoints(EndpointsArguments),
+    /// Tell step by step what becomes of a connection to an address
+    Explain(ExplainArguments),
+    /// Print the completion script of a shell, such as: remora completion bash > /etc/bash_completion.d/remora
+    Completion {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// `remora sidecar`.
+#[derive(Debug, Args)]
+pub struct SidecarArguments {
+    /// Where to listen for which Service port, such as 127.0.0.1:8080=shop/web:80 or [::1]:8080=web:http;
+    /// port 0 takes any free one. Repeatable, in the environment separated by commas
+    #[arg(
+        long,
+        env = "REMORA_LISTEN",
+        value_name = "ADDRESS:PORT=[NAMESPACE/]NAME:PORT",
+        value_delimiter = ','
+    )]
+    pub listen: Vec<String>,
+    /// Where Services and EndpointSlices come from: kube, or manifests:PATH with a file or a folder
+    #[arg(long, env = "REMORA_SOURCE", default_value = "kube", value_name = "SOURCE")]
+    pub source: String,
+    /// Where this process runs.
+    #[command(flatten)]
+    pub place: PlaceArguments,
+    /// Where to answer the kubelet and Prometheus (/livez, /readyz, /metrics); off does not.
+    /// [default: off; in a Pod [::]:64104]
+    #[arg(long, env = "REMORA_HEALTH", value_name = "ADDRESS:PORT", verbatim_doc_comment)]
+    pub health: Option<String>,
+    /// Where to answer remora endpoints and remora explain, on loopback; off does not.
+    /// [default: off; in a Pod 127.0.0.1:64103]
+    #[arg(long, env = "REMORA_ADMIN", value_name = "ADDRESS:PORT", verbatim_doc_comment)]
+    pub admin: Option<String>,
+    /// How long a connect to an endpoint may take before another one is tried
+    #[arg(long, env = "REMORA_CONNECT_TIMEOUT", default_value = "5s", value_name = "DURATION")]
+    pub connect_timeout: String,
+    /// How long open connections may go on after SIGTERM before they are reset
+    #[arg(long, env = "REMORA_DRAIN_TIMEOUT", default_value = "30s", value_name = "DURATION")]
+    pub drain_timeout: String,
+    /// How log lines look, on standard error
+    #[arg(long, env = "REMORA_LOG_FORMAT", default_value = "text", value_name = "FORMAT")]
+    pub log_format: LogFormat,
+    /// Which log lines: error, warn, info, debug, trace, or a filter such as info,watcher=debug
+    #[arg(long, env = "REMORA_LOG_LEVEL", default_value = "info", value_name = "LEVEL")]
+    pub log_level: String,
+    /// Log one line for each connection when it ends
+    #[arg(long, env = "REMORA_LOG_CONNECTIONS")]
+    pub log_connections: bool,
+    /// Threads that move bytes [default: one for each CPU that this process may use]
+    #[arg(long, env = "REMORA_THREADS", value_name = "NUMBER")]
+    pub threads: Option<String>,
+}
+
+/// Where this process runs.
+#[derive(Debug, Args)]
+pub struct PlaceArguments {
+    /// The node that this runs on; unknown if empty, and then no endpoint is local
+    #[arg(long, env = "REMORA_NODE", default_value = "", value_name = "NAME", hide_default_value = true)]
+    pub node: String,
+    /// The zone that this runs in; read from the node's labels if empty and the source is kube
+    #[arg(long, env = "REMORA_ZONE", default_value = "", value_name = "NAME", hide_default_value = true)]
+    pub zone: String,
+}
+
+/// Whom to ask.
+#[derive(Debug, Args)]
+pub struct AskArguments {
+    /// Look at this source instead of asking a running sidecar: kube, or manifests:PATH
+    #[arg(long, value_name = "SOURCE")]
+    pub source: Option<String>,
+    /// With --source: the place to look from.
+    #[command(flatten)]
+    pub place: PlaceArguments,
+    /// Without --source: the running sidecar to ask
+    #[arg(long, env = "REMORA_ADMIN", default_value = "127.0.0.1:64103", value_name = "ADDRESS:PORT")]
+    pub admin: String,
+    /// How to print it
+    #[arg(long, short, default_value = "text", value_name = "FORMAT")]
+    pub output: OutputFormat,
+}
+
+/// `remora endpoints`.
+#[derive(Debug, Args)]
+pub struct EndpointsArguments {
+    /// The Service; every one if absent. No namespace means default
+    #[arg(value_name = "[NAMESPACE/]NAME")]
+    pub service: Option<String>,
+    /// Whom to ask.
+    #[command(flatten)]
+    pub ask: AskArguments,
+}
+
+/// `remora explain`.
+#[derive(Debug, Args)]
+pub struct ExplainArguments {
+    /// The address that the connection goes to, such as 10.96.0.10:80 or [fd00::10]:80
+    #[arg(value_name = "ADDRESS:PORT")]
+    pub address: String,
+    /// Who connects; any client if absent
+    #[arg(long, value_name = "ADDRESS[:PORT]")]
+    pub client: Option<String>,
+    /// The client is outside of the cluster: neither a Pod nor a node
+    #[arg(long)]
+    pub outside: bool,
+    /// The protocol of the connection
+    #[arg(long, default_value = "tcp", value_name = "PROTOCOL")]
+    pub protocol: ProtocolName,
+    /// Whom to ask.
+    #[command(flatten)]
+    pub ask: AskArguments,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// How answers look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// A protocol as typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ProtocolName {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}

@@ -1,0 +1,295 @@
+//! What the program shall do, validated: the only place that judges what was typed. In: [`crate::arguments`], and
+//! whether this is a Pod. Out: values of which none can be wrong any more, or one sentence.
+//! Never opens anything.
+
+mod duration;
+mod listen;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use selection::{Here, Protocol, ServiceName};
+use watcher::Source;
+
+use crate::arguments::{
+    self, AskArguments, EndpointsArguments, ExplainArguments, LogFormat, OutputFormat, PlaceArguments,
+    SidecarArguments,
+};
+use crate::tcp::Listen;
+
+/// Where the kubelet and Prometheus ask in a Pod.
+const HEALTH_IN_POD: &str = "[::]:64104";
+/// Where `remora endpoints` asks in a Pod.
+const ADMIN_IN_POD: &str = "127.0.0.1:64103";
+/// More threads than this are a mistake.
+const THREADS_MOST: usize = 1024;
+
+/// What `remora sidecar` shall do.
+#[derive(Debug)]
+pub struct Sidecar {
+    /// Where clients connect to.
+    pub listens: Vec<Listen>,
+    /// Where Services come from.
+    pub source: Source,
+    /// Where this process runs.
+    pub here: Here,
+    /// Where the kubelet and Prometheus ask.
+    pub health: Option<SocketAddr>,
+    /// Where people ask.
+    pub admin: Option<SocketAddr>,
+    /// How long one connect may take.
+    pub connect_timeout: Duration,
+    /// How long open connections may go on after SIGTERM.
+    pub drain_timeout: Duration,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// Which log lines.
+    pub log_level: String,
+    /// One line a closed connection.
+    pub log_connections: bool,
+    /// Threads that move bytes.
+    pub threads: NonZeroUsize,
+}
+
+/// Whom `remora endpoints` and `remora explain` shall ask.
+#[derive(Debug)]
+pub enum Ask {
+    /// The sidecar whose admin address this is.
+    Sidecar(SocketAddr),
+    /// Nobody: they look for themselves, from this place.
+    Source(Source, Here),
+}
+
+/// What `remora endpoints` shall do.
+#[derive(Debug)]
+pub struct Endpoints {
+    /// Which Service; all if `None`.
+    pub service: Option<ServiceName>,
+    /// Whom to ask.
+    pub ask: Ask,
+    /// How to print it.
+    pub output: OutputFormat,
+}
+
+/// What `remora explain` shall do.
+#[derive(Debug)]
+pub struct Explain {
+    /// The connection.
+    pub question: Connection,
+    /// Whom to ask.
+    pub ask: Ask,
+    /// How to print it.
+    pub output: OutputFormat,
+}
+
+/// A connection that somebody might make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// Where to.
+    pub address: SocketAddr,
+    /// Over what.
+    pub protocol: Protocol,
+    /// Who; port 0 stands for any.
+    pub client: Option<SocketAddr>,
+    /// The client is a Pod or a node of the cluster.
+    pub inside: bool,
+}
+
+/// What is wrong with the command line, as one sentence.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Error {
+    /// A `--listen` cannot be read.
+    #[error("--listen {0}: {1}; write it as 127.0.0.1:8080=shop/web:80")]
+    Listen(String, String),
+    /// Two listens for one address.
+    #[error("--listen {0} is given twice; give each Service port an address or port of its own")]
+    ListenTwice(SocketAddr),
+    /// No such source.
+    #[error("--source: {0}")]
+    Source(String),
+    /// Not an address.
+    #[error("--{0} {1:?} is not an IP address and a port; write it as {2}")]
+    Address(&'static str, String, &'static str),
+    /// Admin beyond loopback.
+    #[error(
+        "--admin {0} could be reached by other machines, and whoever reaches it sees everything; use a \
+         loopback address such as 127.0.0.1:64103"
+    )]
+    AdminNotLoopback(SocketAddr),
+    /// Not a duration.
+    #[error("--{0} {1:?} is not a duration; write a whole number and ms, s, m or h, such as {2}")]
+    Duration(&'static str, String, &'static str),
+    /// Not a number of threads.
+    #[error("--threads {0:?} is not a number of threads; write one from 1 to {THREADS_MOST}")]
+    Threads(String),
+    /// Not a log level.
+    #[error(
+        "--log-level {0:?} is not a level; write error, warn, info, debug, trace or a filter such as info,watcher=debug"
+    )]
+    LogLevel(String),
+    /// Not a Service.
+    #[error("{0}; write NAMESPACE/NAME")]
+    Service(String),
+    /// Not an address to explain.
+    #[error("{0:?} is not an IP address and a port; write it as 10.96.0.10:80 or [fd00::10]:80")]
+    Explained(String),
+    /// Not a client.
+    #[error("--client {0:?} is not an IP address; write it as 10.1.2.3 or 10.1.2.3:4567")]
+    Client(String),
+}
+
+impl Sidecar {
+    /// Judges the command line of `remora sidecar`; `in_pod` decides defaults.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn new(typed: SidecarArguments, in_pod: bool) -> Result<Self, Error> {
+        let listens = listens(&typed.listen)?;
+        let defaults = if in_pod { (HEALTH_IN_POD, ADMIN_IN_POD) } else { ("off", "off") };
+        let health = address("health", typed.health.as_deref(), defaults.0, "0.0.0.0:64104")?;
+        let admin = address("admin", typed.admin.as_deref(), defaults.1, ADMIN_IN_POD)?;
+        if let Some(open) = admin.filter(|admin| !admin.ip().is_loopback()) {
+            return Err(Error::AdminNotLoopback(open));
+        }
+        let level = typed.log_level.trim().to_owned();
+        if !crate::logs::is_level(&level) {
+            return Err(Error::LogLevel(level));
+        }
+        Ok(Self {
+            listens,
+            source: source(&typed.source)?,
+            here: here(typed.place),
+            health,
+            admin,
+            connect_timeout: positive("connect-timeout", &typed.connect_timeout, "5s")?,
+            drain_timeout: duration("drain-timeout", &typed.drain_timeout, "30s")?,
+            log_format: typed.log_format,
+            log_level: level,
+            log_connections: typed.log_connections,
+            threads: threads(typed.threads.as_deref())?,
+        })
+    }
+}
+
+impl Endpoints {
+    /// Judges the command line of `remora endpoints`.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn new(typed: EndpointsArguments) -> Result<Self, Error> {
+        let service = typed.service.as_deref().map(service).transpose()?;
+        let output = typed.ask.output;
+        Ok(Self { service, ask: ask(typed.ask)?, output })
+    }
+}
+
+impl Explain {
+    /// Judges the command line of `remora explain`.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn new(typed: ExplainArguments) -> Result<Self, Error> {
+        let protocol = match typed.protocol {
+            arguments::ProtocolName::Tcp => Protocol::Tcp,
+            arguments::ProtocolName::Udp => Protocol::Udp,
+            arguments::ProtocolName::Sctp => Protocol::Sctp,
+        };
+        let question = Connection {
+            address: typed.address.parse().map_err(|_| Error::Explained(typed.address.clone()))?,
+            protocol,
+            client: typed.client.as_deref().map(client).transpose()?,
+            inside: !typed.outside,
+        };
+        let output = typed.ask.output;
+        Ok(Self { question, ask: ask(typed.ask)?, output })
+    }
+}
+
+/// Reads `[NAMESPACE/]NAME`.
+///
+/// # Errors
+/// If it is not the name of a Service.
+pub fn service(text: &str) -> Result<ServiceName, Error> {
+    listen::service_name(text).map_err(Error::Service)
+}
+
+/// Reads `ADDRESS[:PORT]`.
+///
+/// # Errors
+/// If it is no IP address.
+pub fn client(text: &str) -> Result<SocketAddr, Error> {
+    let bare = || {
+        let unbracketed = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
+        unbracketed.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 0))
+    };
+    text.parse().or_else(|_| bare()).map_err(|_| Error::Client(text.to_owned()))
+}
+
+fn listens(typed: &[String]) -> Result<Vec<Listen>, Error> {
+    let mut listens: Vec<Listen> = Vec::new();
+    for text in typed.iter().filter(|text| !text.trim().is_empty()) {
+        let listen = listen::parse(text.trim()).map_err(|why| Error::Listen(text.clone(), why))?;
+        if listen.address.port() != 0 && listens.iter().any(|l| l.address == listen.address) {
+            return Err(Error::ListenTwice(listen.address));
+        }
+        listens.push(listen);
+    }
+    Ok(listens)
+}
+
+fn source(text: &str) -> Result<Source, Error> {
+    Source::parse(text).map_err(|error| Error::Source(error.to_string()))
+}
+
+fn here(typed: PlaceArguments) -> Here {
+    let known = |text: String| Some(text.trim().into()).filter(|name: &selection::Symbol| !name.is_empty());
+    Here { node: known(typed.node), zone: known(typed.zone) }
+}
+
+fn ask(typed: AskArguments) -> Result<Ask, Error> {
+    match &typed.source {
+        Some(text) => Ok(Ask::Source(source(text)?, here(typed.place))),
+        None => {
+            let mut admin = address("admin", Some(&typed.admin), ADMIN_IN_POD, ADMIN_IN_POD)?
+                .unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 64103));
+            if admin.ip().is_unspecified() {
+                admin.set_ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
+            }
+            Ok(Ask::Sidecar(admin))
+        }
+    }
+}
+
+/// An address or `off`; absent and empty mean `default`.
+fn address(
+    flag: &'static str,
+    typed: Option<&str>,
+    default: &str,
+    example: &'static str,
+) -> Result<Option<SocketAddr>, Error> {
+    let text = typed.map(str::trim).filter(|text| !text.is_empty()).unwrap_or(default);
+    if text == "off" {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_| Error::Address(flag, text.to_owned(), example))
+}
+
+fn duration(flag: &'static str, text: &str, example: &'static str) -> Result<Duration, Error> {
+    duration::parse(text.trim()).ok_or_else(|| Error::Duration(flag, text.to_owned(), example))
+}
+
+fn positive(flag: &'static str, text: &str, example: &'static str) -> Result<Duration, Error> {
+    let duration = duration(flag, text, example)?;
+    if duration.is_zero() { Err(Error::Duration(flag, text.to_owned(), example)) } else { Ok(duration) }
+}
+
+fn threads(typed: Option<&str>) -> Result<NonZeroUsize, Error> {
+    match typed.map(str::trim).filter(|text| !text.is_empty()) {
+        None => Ok(std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)),
+        Some(text) => {
+            let number: Option<NonZeroUsize> = text.parse().ok();
+            number.filter(|n| n.get() <= THREADS_MOST).ok_or_else(|| Error::Threads(text.to_owned()))
+        }
+    }
+}

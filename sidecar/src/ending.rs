@@ -1,0 +1,112 @@
+//! How the process ends. Pingora's own answer to SIGTERM sleeps for a fixed time even when nothing is open; here
+//! it ends when the last connection has.
+//!
+//! ```text
+//! running ──SIGTERM or SIGINT──▶ draining ──last connection ended──▶ ended, exit 0
+//!                                    └──drain timeout, or a second signal──▶ the rest is reset ──▶ ended, exit 0
+//! ```
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora_core::server::{ListenFds, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
+use pingora_core::services::Service;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::health::Draining;
+use crate::tcp::Running;
+
+/// Counts the signals that ask for the end. Heard from the moment that this was made.
+///
+/// # Errors
+/// If the system refuses to tell of signals. Needs a runtime around it, which must go on running.
+pub fn signals() -> std::io::Result<watch::Receiver<u32>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let (count, counted) = watch::channel(0);
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            count.send_modify(|count| *count += 1);
+        }
+    });
+    Ok(counted)
+}
+
+/// The data plane as a Pingora service: serves until the process is asked to end, then drains.
+pub struct DataPlane {
+    running: Option<Running>,
+    drain_timeout: Duration,
+    signals: watch::Receiver<u32>,
+    draining: Draining,
+    ended: watch::Sender<bool>,
+}
+
+/// Tells Pingora when the data plane has drained: then nothing is left to wait for.
+pub struct UntilDrained(watch::Receiver<bool>);
+
+impl DataPlane {
+    /// The service, and who tells of its end.
+    pub fn new(
+        running: Running,
+        drain_timeout: Duration,
+        signals: watch::Receiver<u32>,
+        draining: Draining,
+    ) -> (Self, UntilDrained) {
+        let (ended, has_ended) = watch::channel(false);
+        let service = Self { running: Some(running), drain_timeout, signals, draining, ended };
+        (service, UntilDrained(has_ended))
+    }
+
+    async fn drain(&mut self, running: Running) {
+        self.draining.begin();
+        let active = running.active();
+        tracing::info!(connections = active, timeout = ?self.drain_timeout, "draining: no new connections");
+        let again = *self.signals.borrow() + 1;
+        tokio::select! {
+            drained = running.drain(self.drain_timeout) => {
+                if drained.reset > 0 {
+                    tracing::warn!(connections = drained.reset, "reset what was open at the end of --drain-timeout");
+                }
+            }
+            // Dropping the data plane resets what is open.
+            _ = self.signals.wait_for(|count| *count >= again) => {
+                tracing::warn!("asked to end a second time: reset what was open");
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Service for DataPlane {
+    async fn start_service(&mut self, _: Option<ListenFds>, _: ShutdownWatch, _: usize) {
+        // Fails only if nobody hears signals any more, and then ending is the best that can be done.
+        let _ = self.signals.wait_for(|count| *count > 0).await;
+        if let Some(running) = self.running.take() {
+            self.drain(running).await;
+        }
+        tracing::info!("drained");
+        self.ended.send_replace(true);
+    }
+
+    fn name(&self) -> &str {
+        "data"
+    }
+
+    fn threads(&self) -> Option<usize> {
+        Some(1)
+    }
+}
+
+#[async_trait]
+impl ShutdownSignalWatch for UntilDrained {
+    async fn recv(&self) -> ShutdownSignal {
+        // Fails if the data plane is gone, which is an end too.
+        let _ = self.0.clone().wait_for(|ended| *ended).await;
+        ShutdownSignal::FastShutdown
+    }
+}

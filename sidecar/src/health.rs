@@ -1,0 +1,81 @@
+//! What the kubelet and Prometheus ask: `/livez`, `/readyz`, `/metrics`, and nothing else.
+//! Readiness tells whether connections are served. A source that broke later never takes it back: the last good
+//! table serves on.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use hyper::StatusCode;
+use watcher::{Status, Watch};
+
+use crate::http::{Answer, Answers, Asked, TEXT};
+use crate::metrics::{self, Metrics};
+
+/// Whether this process is on its way out.
+#[derive(Clone, Debug, Default)]
+pub struct Draining(Arc<AtomicBool>);
+
+impl Draining {
+    /// From here on it is.
+    pub fn begin(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn has_begun(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Answers on the health address.
+#[derive(Debug)]
+pub struct Health {
+    /// Who knows of the first table.
+    pub watch: Watch,
+    /// What is measured.
+    pub metrics: Metrics,
+    /// Whether the process is ending.
+    pub draining: Draining,
+}
+
+impl Answers for Health {
+    async fn answer(&self, asked: Asked) -> Answer {
+        match &*asked.path {
+            // That the process answers is all that a restart could improve.
+            "/livez" => Answer::text(StatusCode::OK, "ok"),
+            "/readyz" => self.readiness(),
+            "/metrics" => match self.metrics.text() {
+                Ok(body) => Answer { status: StatusCode::OK, media: metrics::MEDIA, body },
+                Err(error) => Answer::text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+            },
+            _ => Answer::text(StatusCode::NOT_FOUND, "only /livez, /readyz and /metrics are here"),
+        }
+    }
+}
+
+impl Health {
+    fn readiness(&self) -> Answer {
+        let unready =
+            |why: String| Answer { status: StatusCode::SERVICE_UNAVAILABLE, media: TEXT, body: why + "\n" };
+        if self.draining.has_begun() {
+            return unready("draining: the process was asked to end".to_owned());
+        }
+        if !self.watch.tables.is_synced() {
+            return unready(waiting(&self.watch.status()));
+        }
+        Answer::text(StatusCode::OK, "ok")
+    }
+}
+
+/// Why there is no table yet.
+pub fn waiting(status: &Status) -> String {
+    let broken: Vec<String> =
+        status.broken.iter().map(|(stream, loss)| format!("{stream}: {}", loss.label())).collect();
+    if broken.is_empty() {
+        "waiting for the source's first complete list of Services and EndpointSlices".to_owned()
+    } else {
+        format!(
+            "waiting for the first table; the source is broken: {}; the log tells more",
+            broken.join(", ")
+        )
+    }
+}

@@ -1,0 +1,253 @@
+//! What Prometheus reads. In: the counts of the data plane, the watch and the kernel, at the moment of a scrape.
+//! Out: OpenMetrics text. Holds no number of its own, and never a label that grows with clients or endpoints.
+//!
+//! Names: base units, `_total` for what only grows, `service` and `port` as the listener names them.
+
+mod process;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+use selection::{Family, ServicePort, Tallies};
+use watcher::{BOUNDS, Histogram, Status, Watch};
+
+use crate::tcp::Listen;
+use crate::traffic::{Counts, Failure, Label, Traffic};
+use process::Process;
+
+/// The media type of what [`Metrics::text`] gives.
+pub const MEDIA: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Everything that is measured. Owning one keeps what it reads alive.
+#[derive(Debug)]
+pub struct Metrics(Registry);
+
+impl Metrics {
+    /// Reads from these; `origin` is where the times in tallies begin.
+    pub fn new(watch: Watch, traffic: Arc<Traffic>, listens: Vec<Listen>, origin: Instant) -> Self {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Readings { watch, traffic, listens, origin }));
+        Self(registry)
+    }
+
+    /// One scrape.
+    ///
+    /// # Errors
+    /// Never, as long as text fits into memory.
+    pub fn text(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.0)?;
+        Ok(text)
+    }
+}
+
+#[derive(Debug)]
+struct Readings {
+    watch: Watch,
+    traffic: Arc<Traffic>,
+    listens: Vec<Listen>,
+    origin: Instant,
+}
+
+impl Collector for Readings {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut page = Page(encoder);
+        let build = [("version", env!("CARGO_PKG_VERSION"))];
+        page.gauges("remora_build_info", "The program, value 1", [(build, 1u64)])?;
+        connections(&mut page, &self.traffic.snapshot())?;
+        self.endpoints(&mut page)?;
+        source(&mut page, &self.watch.status())?;
+        process_of(&mut page, Process::read())
+    }
+}
+
+impl Readings {
+    /// The endpoints of what is listened for.
+    fn endpoints(&self, page: &mut Page<'_>) -> fmt::Result {
+        let table = self.watch.tables.load();
+        let now = self.origin.elapsed().as_millis() as u64;
+        let mut endpoints = Vec::new();
+        let mut aside = Vec::new();
+        let mut seen = Vec::new();
+        for listen in &self.listens {
+            let wanted = Family::of(&listen.address.ip());
+            let Some(port) = table.port(&listen.service, &listen.port, wanted) else { continue };
+            let key = (&listen.service, &listen.port, port.id.family);
+            if seen.contains(&key) {
+                continue;
+            }
+            seen.push(key);
+            let labels = || {
+                [
+                    ("service", listen.service.to_string()),
+                    ("port", listen.port.clone()),
+                    ("family", port.id.family.to_string()),
+                ]
+            };
+            let pool = internal_pool(port);
+            endpoints.push((labels(), pool.members.len()));
+            aside.push((labels(), selection::put_aside(port, pool, &Tallies, now)));
+        }
+        page.gauges("remora_endpoints", "Endpoints that may take connections of the listener", endpoints)?;
+        page.gauges(
+            "remora_endpoints_put_aside",
+            "Those of them that failed and are avoided for a while",
+            aside,
+        )
+    }
+}
+
+/// The endpoints that a listener chooses among: those of the `ClusterIP` path.
+fn internal_pool(port: &ServicePort) -> &selection::Pool {
+    if port.internal_local { &port.local } else { &port.cluster }
+}
+
+fn connections(page: &mut Page<'_>, ports: &[(Label, Counts)]) -> fmt::Result {
+    let each = |read: fn(&Counts) -> u64| ports.iter().map(move |(label, counts)| (of(label), read(counts)));
+    page.counters("remora_connections_opened", "Connections taken from clients", each(|c| c.opened))?;
+    page.counters("remora_connections_closed", "Connections that ended", each(|c| c.closed))?;
+    page.gauges("remora_connections_active", "Connections that are open", each(Counts::active))?;
+    let bytes = ports.iter().flat_map(|(label, counts)| {
+        let [service, port] = of(label);
+        [("to-endpoint", counts.received), ("to-client", counts.sent)].map(|(direction, bytes)| {
+            ([service.clone(), port.clone(), ("direction", direction.into())], bytes)
+        })
+    });
+    page.counters("remora_relayed_bytes", "Bytes relayed, by direction", bytes)?;
+    let failures = ports.iter().flat_map(|(label, counts)| {
+        let [service, port] = of(label);
+        Failure::ALL.map(|why| {
+            ([service.clone(), port.clone(), ("reason", why.label().to_owned())], counts.failures(why))
+        })
+    });
+    page.counters("remora_connect_failures", "Connects to endpoints that failed, by reason", failures)?;
+    page.counters("remora_retries", "Connects to another endpoint after one failed", each(|c| c.retries))?;
+    let resets = ports.iter().flat_map(|(label, counts)| {
+        let [service, port] = of(label);
+        [("no-endpoint", counts.refused), ("policy", counts.dropped), ("no-table", counts.unsynced)]
+            .map(|(reason, count)| ([service.clone(), port.clone(), ("reason", reason.into())], count))
+    });
+    page.counters(
+        "remora_connections_unserved",
+        "Connections reset because no endpoint could serve, none may serve this client here, or no table came",
+        resets,
+    )?;
+    page.counters(
+        "remora_accept_failures",
+        "Connections not taken for want of descriptors or memory",
+        each(|c| c.exhausted),
+    )
+}
+
+fn of(label: &Label) -> [(&'static str, String); 2] {
+    [("service", label.service.to_string()), ("port", label.port.to_string())]
+}
+
+fn source(page: &mut Page<'_>, status: &Status) -> fmt::Result {
+    page.gauge("remora_table_version", "Tables published so far; 0 before the first", status.version)?;
+    let age = status.age.map(|age| age.as_secs_f64());
+    page.gauge_if(
+        "remora_table_age_seconds",
+        "Time since the table was last known to be in step with its source",
+        age,
+    )?;
+    page.gauge("remora_services", "Services known", status.services)?;
+    page.gauge("remora_endpoint_slices", "EndpointSlices known", status.slices)?;
+    let events = status.events().map(|(kind, change, count)| ([("kind", kind), ("type", change)], count));
+    page.counters("remora_source_events", "Changes of objects told by the source", events)?;
+    let missed = status.missed().map(|(kind, count)| ([("kind", kind)], count));
+    page.counters(
+        "remora_source_missed_events",
+        "Changes that no event told, found by a later list",
+        missed,
+    )?;
+    let errors = status.losses().map(|(reason, count)| ([("reason", reason)], count));
+    page.counters("remora_source_errors", "Times that following the source broke, by reason", errors)?;
+    page.gauge("remora_source_streams_broken", "Streams of the source that are broken", status.broken.len())?;
+    let skipped = status.skipped.iter();
+    let skipped = skipped.map(|(kind, reason, count)| ([("kind", kind.label()), ("reason", reason)], *count));
+    page.counters("remora_source_objects_skipped", "Objects not understood and left out", skipped)?;
+    page.histogram(
+        "remora_received_to_table_seconds",
+        "Time from the receipt of an event to the table that has it",
+        &status.received_to_table,
+    )?;
+    page.histogram(
+        "remora_triggered_to_table_seconds",
+        "Time from the trigger of an endpoint's change (endpoints.kubernetes.io/last-change-trigger-time) to the \
+         table that has it",
+        &status.triggered_to_table,
+    )
+}
+
+fn process_of(page: &mut Page<'_>, process: Process) -> fmt::Result {
+    page.counter_if("process_cpu_seconds", "CPU time, user and system", process.cpu_seconds)?;
+    page.gauge_if("process_open_fds", "Open descriptors", process.open_fds)?;
+    page.gauge_if("process_max_fds", "Descriptors that may be open", process.max_fds)?;
+    page.gauge_if("process_resident_memory_bytes", "Memory in RAM", process.resident_bytes)?;
+    page.gauge_if("process_virtual_memory_bytes", "Address space", process.virtual_bytes)?;
+    page.gauge_if("process_threads", "Threads", process.threads)?;
+    page.gauge_if("process_start_time_seconds", "Start of the process since 1970", process.started)
+}
+
+/// The page that a scrape gets, metric by metric.
+struct Page<'a>(DescriptorEncoder<'a>);
+
+impl Page<'_> {
+    fn gauge(&mut self, name: &str, help: &str, value: impl EncodeGaugeValue) -> fmt::Result {
+        self.0.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)
+    }
+
+    fn gauge_if(&mut self, name: &str, help: &str, value: Option<impl EncodeGaugeValue>) -> fmt::Result {
+        value.map_or(Ok(()), |value| self.gauge(name, help, value))
+    }
+
+    fn counter_if(&mut self, name: &str, help: &str, value: Option<impl EncodeCounterValue>) -> fmt::Result {
+        let Some(value) = value else { return Ok(()) };
+        let mut encoder = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        encoder.encode_counter::<NoLabels, _, u64>(&value, None)
+    }
+
+    fn gauges<S: EncodeLabelSet, V: EncodeGaugeValue>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (S, V)>,
+    ) -> fmt::Result {
+        let mut encoder = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        values
+            .into_iter()
+            .try_for_each(|(labels, value)| encoder.encode_family(&labels)?.encode_gauge(&value))
+    }
+
+    fn counters<S: EncodeLabelSet>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (S, u64)>,
+    ) -> fmt::Result {
+        let mut encoder = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        values.into_iter().try_for_each(|(labels, value)| {
+            encoder.encode_family(&labels)?.encode_counter::<NoLabels, _, u64>(&value, None)
+        })
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) -> fmt::Result {
+        let within: u64 = histogram.counts.iter().sum();
+        let mut buckets: Vec<_> = BOUNDS.into_iter().zip(histogram.counts).collect();
+        buckets.push((f64::INFINITY, histogram.count - within));
+        self.0.encode_descriptor(name, help, None, MetricType::Histogram)?.encode_histogram::<NoLabels>(
+            histogram.sum.as_secs_f64(),
+            histogram.count,
+            &buckets,
+            None,
+        )
+    }
+}
+
+type NoLabels = [(&'static str, &'static str); 0];

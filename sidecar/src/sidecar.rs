@@ -1,0 +1,195 @@
+//! `remora sidecar`: puts the parts together, on Pingora's server. The only file that knows them all.
+//!
+//! ```text
+//! control runtime: watch ──tables──▶ data threads (tcp)      Pingora services, a thread each: data (drains),
+//!                    └──────────────▶ health, admin                                           health, admin
+//! ```
+//! Everything that can fail at the start fails before the server runs, as one sentence.
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Instant;
+
+use async_trait::async_trait;
+use pingora_core::server::configuration::ServerConf;
+use pingora_core::server::{ListenFds, RunArgs, Server, ShutdownWatch};
+use pingora_core::services::Service;
+use rustix::process::Resource;
+use selection::{Seed, ServiceName};
+use watcher::Scope;
+
+use crate::admin::{Admin, Secret};
+use crate::config::Sidecar;
+use crate::ending::{self, DataPlane};
+use crate::health::{Draining, Health};
+use crate::http::{self, Answers};
+use crate::metrics::Metrics;
+use crate::tcp::{self, Listen};
+use crate::traffic::Traffic;
+use crate::{listeners, logs};
+
+/// Why the sidecar does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The data plane.
+    #[error(transparent)]
+    Tcp(#[from] tcp::Error),
+    /// An address of the control plane.
+    #[error(transparent)]
+    Http(#[from] http::Error),
+    /// The source.
+    #[error(transparent)]
+    Source(#[from] watcher::Error),
+    /// What the system did not give.
+    #[error("cannot {0}: {1}; raise the limits of this process on threads and open files")]
+    System(&'static str, std::io::Error),
+}
+
+/// Runs the sidecar until it is asked to end and has drained.
+///
+/// # Errors
+/// If it cannot start; nothing has been served then.
+pub fn run(config: Sidecar) -> Result<(), Error> {
+    logs::start(config.log_format, &config.log_level);
+    raise_descriptor_limit();
+    let control = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .map_err(|error| Error::System("start the control thread", error))?;
+    let signals = {
+        let _inside = control.enter();
+        ending::signals().map_err(|error| Error::System("hear signals", error))?
+    };
+
+    let origin = Instant::now();
+    let seed = secret_seed().map_err(|error| Error::System("read random numbers", error))?;
+    let settings = tcp::Settings {
+        connect_timeout: config.connect_timeout,
+        workers: config.threads.get(),
+        seed,
+        origin,
+        log_connections: config.log_connections,
+        ..tcp::Settings::default()
+    };
+    let bound = tcp::bind(&config.listens, settings)?;
+    let listens = with_addresses(&config.listens, &bound.addresses());
+    let health = config.health.map(|address| http::bind("health", address)).transpose()?;
+    let admin = config.admin.map(|address| http::bind("admin", address)).transpose()?;
+
+    let source = config.source.to_string();
+    let watch = control.block_on(watcher::start(config.source, scope(&listens), config.here.clone()))?;
+    control.spawn(listeners::tell(watch.clone(), listens.clone()));
+    let traffic = Arc::new(Traffic::default());
+    let running = bound.run(&watch.tables, &traffic)?;
+    announce(&listens, health.as_ref(), admin.as_ref());
+
+    let mut server = Server::new_with_opt_and_conf(None, ServerConf { threads: 1, ..ServerConf::default() });
+    server.bootstrap();
+    let draining = Draining::default();
+    let (data, until_drained) = DataPlane::new(running, config.drain_timeout, signals, draining.clone());
+    server.add_service(data);
+    if let Some(listener) = health {
+        let metrics = Metrics::new(watch.clone(), Arc::clone(&traffic), listens.clone(), origin);
+        let answers = Health { watch: watch.clone(), metrics, draining };
+        server.add_service(Control::new("health", listener, answers));
+    }
+    if let Some(listener) = admin {
+        let here = config.here;
+        let answers = Admin { watch, traffic, listens, source, here, secret: Secret(seed), origin };
+        server.add_service(Control::new("admin", listener, answers));
+    }
+    server.run(RunArgs { shutdown_signal: Box::new(until_drained) });
+    control.shutdown_background();
+    Ok(())
+}
+
+/// A Pingora service that answers on one address, on a thread of its own.
+struct Control<A> {
+    name: &'static str,
+    listener: Option<TcpListener>,
+    answers: Arc<A>,
+}
+
+impl<A> Control<A> {
+    fn new(name: &'static str, listener: TcpListener, answers: A) -> Self {
+        Self { name, listener: Some(listener), answers: Arc::new(answers) }
+    }
+}
+
+#[async_trait]
+impl<A: Answers> Service for Control<A> {
+    /// Answers until the runtime ends: also while connections drain.
+    async fn start_service(&mut self, _: Option<ListenFds>, _: ShutdownWatch, _: usize) {
+        let Some(listener) = self.listener.take() else { return };
+        let Err(error) = http::serve(listener, Arc::clone(&self.answers)).await;
+        tracing::error!(%error, "cannot answer on the {} address; restart to try again", self.name);
+    }
+
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn threads(&self) -> Option<usize> {
+        Some(1)
+    }
+}
+
+/// What the listeners need; everything if there are none.
+fn scope(listens: &[Listen]) -> Scope {
+    if listens.is_empty() {
+        tracing::warn!(
+            "nothing to serve without --listen ADDRESS:PORT=NAMESPACE/NAME:PORT; following every Service"
+        );
+        return Scope::All;
+    }
+    let services: BTreeSet<ServiceName> = listens.iter().map(|listen| listen.service.clone()).collect();
+    Scope::Services(services.into_iter().collect())
+}
+
+fn with_addresses(listens: &[Listen], addresses: &[SocketAddr]) -> Vec<Listen> {
+    let pairs = listens.iter().zip(addresses);
+    pairs.map(|(listen, address)| Listen { address: *address, ..listen.clone() }).collect()
+}
+
+/// Says on standard output which addresses are taken, one a line: `listen ADDRESS SERVICE:PORT`,
+/// `health ADDRESS`, `admin ADDRESS`.
+fn announce(listens: &[Listen], health: Option<&TcpListener>, admin: Option<&TcpListener>) {
+    let mut lines = String::new();
+    for listen in listens {
+        tracing::info!(address = %listen.address, service = %listen.service, port = listen.port, "listening");
+        lines += &format!("listen {} {}:{}\n", listen.address, listen.service, listen.port);
+    }
+    for (name, listener) in [("health", health), ("admin", admin)] {
+        if let Some(Ok(address)) = listener.map(TcpListener::local_addr) {
+            tracing::info!(%address, "answering {name}");
+            lines += &format!("{name} {address}\n");
+        }
+    }
+    // Nobody may be reading, and that is no reason not to serve.
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(lines.as_bytes()).and_then(|()| out.flush());
+}
+
+/// Two descriptors a connection are soon more than the usual 1,024; as many as may be without asking anybody.
+fn raise_descriptor_limit() {
+    let mut limit = rustix::process::getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "cannot raise the limit on open files; raise it with ulimit -n before the start");
+    }
+}
+
+fn secret_seed() -> std::io::Result<Seed> {
+    let mut bytes = [0; 16];
+    let read = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    if read < bytes.len() {
+        return Err(std::io::ErrorKind::UnexpectedEof.into());
+    }
+    let (a, b) = bytes.split_at(8);
+    let number = |half: &[u8]| half.iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
+    Ok(Seed(number(a), number(b)))
+}
