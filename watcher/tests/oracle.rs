@@ -367,20 +367,20 @@ fn case(seed: u64) -> Case {
     let mut objects = Vec::new();
     for namespace in NAMESPACES {
         for name in NAMES {
-            if dice.chance(if namespace == "shop" && name == "web" { 97 } else { 30 }) {
+            if dice.chance(if namespace == "shop" && name == "web" { 98 } else { 10 }) {
                 objects.push(service(dice, namespace, name));
             }
         }
     }
     // The moods of a case: where all endpoints have hints, where few are ready, where addresses repeat.
     let mood = Mood {
-        ready: [0, 30, 60, 90][dice.below(4)],
+        ready: [10, 40, 70, 95][dice.below(4)],
         terminating: [0, 10, 60][dice.below(3)],
         zone_hints: [0, 50, 100, 100][dice.below(4)],
         node_hints: [0, 0, 50, 100][dice.below(4)],
         addresses: [3, 8, 250][dice.below(3)],
     };
-    for i in 0..1 + dice.below(5) {
+    for i in 0..1 + dice.below(6) {
         let slice = slice(dice, &mood, i);
         objects.push(slice);
     }
@@ -396,8 +396,17 @@ struct Mood {
 }
 
 fn service(dice: &mut Dice, namespace: &str, name: &str) -> Value {
-    let kind =
-        dice.one(&["ClusterIP", "ClusterIP", "NodePort", "LoadBalancer", "LoadBalancer", "ExternalName"]);
+    let kind = dice.one(&[
+        "ClusterIP",
+        "ClusterIP",
+        "ClusterIP",
+        "NodePort",
+        "NodePort",
+        "LoadBalancer",
+        "LoadBalancer",
+        "LoadBalancer",
+        "ExternalName",
+    ]);
     let ips = [
         &["10.96.0.7"][..],
         &["fd00:96::7"],
@@ -405,7 +414,7 @@ fn service(dice: &mut Dice, namespace: &str, name: &str) -> Value {
         &["fd00:96:0::7", "10.96.0.7"],
         &["None"],
     ];
-    let ips = if dice.chance(10) { ips[4] } else { ips[dice.below(4)] };
+    let ips = if dice.chance(5) { ips[4] } else { ips[dice.below(4)] };
     let families: Vec<&str> = ips.iter().map(|ip| if ip.contains(':') { "IPv6" } else { "IPv4" }).collect();
     let mut ports = Vec::new();
     let mut used = BTreeSet::new();
@@ -487,9 +496,12 @@ fn slice(dice: &mut Dice, mood: &Mood, i: usize) -> Value {
     let headless = json!(dice.one(&["", "true"]));
     dice.maybe(&mut labels, "service.kubernetes.io/headless", 5, headless);
     let mut ports = Vec::new();
-    for _ in 0..1 + dice.below(3) {
+    let mut joining = vec![("http", "TCP"), ("", "TCP"), ("dns", "UDP"), ("dns", "TCP")];
+    if dice.chance(50) {
+        joining = (0..1 + dice.below(3)).map(|_| (dice.one(&PORT_NAMES), dice.one(&PROTOCOLS))).collect();
+    }
+    for (name, protocol) in joining {
         let mut port = json!({});
-        let (name, protocol) = (dice.one(&PORT_NAMES), dice.one(&PROTOCOLS));
         dice.maybe(&mut port, "name", 90, json!(name));
         dice.maybe(&mut port, "protocol", 80, json!(protocol));
         let number = 8080 + dice.below(3);
@@ -707,7 +719,7 @@ fn assert_agrees(seed: u64, case: Case, way: Option<u64>) {
     );
 }
 
-const CASES: u64 = 20_000;
+const CASES: u64 = 10_000;
 
 #[test]
 fn a_list_of_objects_gives_what_naive_loops_over_them_give() {
@@ -726,12 +738,13 @@ fn a_list_of_objects_gives_what_naive_loops_over_them_give() {
     println!(
         "{CASES} cases, {rows} rows: {cluster} with cluster endpoints, {local} with local ones, {nowhere} without"
     );
-    assert!(cluster > 5_000 && local > 1_000 && nowhere > 5_000, "the cases are rich");
+    assert!(cluster > 5_000 && local > 1_000 && nowhere > 2_000, "the cases are rich");
 }
 
 #[test]
 fn whatever_came_before_and_in_whatever_order_the_rows_are_the_same() {
-    for seed in CASES..2 * CASES {
+    // Dearer ones: each reads two cases.
+    for seed in CASES..CASES + CASES / 2 {
         assert_agrees(seed, case(seed), Some(!seed));
     }
 }
