@@ -153,6 +153,27 @@ impl Cluster {
         client(&self.world.folder().join("admin.kubeconfig")).await
     }
 
+    /// Asks the API server for a path, as somebody who may do everything.
+    pub async fn get(&self, path: &str) -> Result<String, String> {
+        let request = Request::get(path).body(Vec::new()).expect("a request");
+        // Debug, since that shows the code too.
+        self.client().await.request_text(request).await.map_err(|error| format!("{error:?}"))
+    }
+
+    /// What the API server says to somebody who wants a list as a stream: the events, or why not. On
+    /// an etcd that is too old it accepts the request and refuses in the first event.
+    pub async fn streaming_list(&self) -> Result<String, String> {
+        let path = "/api/v1/services?watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan\
+                    &allowWatchBookmarks=true&timeoutSeconds=1";
+        let events = self.get(path).await?;
+        if events.contains(r#""type":"ERROR""#) { Err(events) } else { Ok(events) }
+    }
+
+    /// What the API server says to somebody who wants the changes of Services since a version.
+    pub async fn changes_since(&self, version: &str) -> Result<String, String> {
+        self.get(&format!("/api/v1/services?watch=1&timeoutSeconds=1&resourceVersion={version}")).await
+    }
+
     /// Starts the API server, and returns when it is ready.
     ///
     /// # Panics
