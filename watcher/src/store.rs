@@ -398,3 +398,6 @@ impl Entry {
         self.slices.binary_search_by(|held| (*held.slice.name).cmp(slice))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,7 +13,8 @@ pub(super) struct Failure {
     pub(super) message: String,
     /// The server asks not to come back earlier.
     pub(super) after: Option<Duration>,
-    /// The request itself is refused: asking in the same way again is of no use.
+    /// The server refused this very way of asking, as far as one can tell: an API server on an old etcd answers a
+    /// streaming list with 500.
     pub(super) is_refusal: bool,
 }
 
@@ -41,7 +42,7 @@ impl Failure {
             loss,
             message: format!("the API server says: {} ({})", status.message, status.code),
             after: after.map(|seconds| Duration::from_secs(seconds.into())),
-            is_refusal: matches!(status.code, 400 | 405 | 406 | 422),
+            is_refusal: loss == Loss::Failed && !matches!(status.code, 429 | 503 | 504),
         }
     }
 

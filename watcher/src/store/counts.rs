@@ -50,7 +50,7 @@ impl Counts {
         Kind::ALL.into_iter().map(|kind| (kind, self.missed[kind as usize]))
     }
 
-    /// How often a stream was lost, by reason.
+    /// How often a stream was lost, by reason; each attempt that fails counts.
     pub fn losses(&self) -> impl Iterator<Item = (Loss, u64)> + '_ {
         Loss::ALL.into_iter().map(|loss| (loss, self.losses[loss as usize]))
     }

@@ -112,6 +112,7 @@ impl std::fmt::Display for Stream {
         match &self.part {
             Part::All => write!(f, "{kind}"),
             Part::Namespace(namespace) => write!(f, "{kind} of namespace {namespace}"),
+            Part::Service(node) if self.kind == Kind::Node => write!(f, "node {}", node.name),
             Part::Service(service) => write!(f, "{kind} of Service {service}"),
         }
     }
@@ -149,7 +150,7 @@ pub enum Part {
     All,
     /// One namespace.
     Namespace(Symbol),
-    /// One Service, with its slices.
+    /// One Service, with its slices. Of [`Kind::Node`]: the node of this name.
     Service(ServiceName),
 }
 
