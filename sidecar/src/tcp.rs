@@ -9,15 +9,27 @@
 //! A connection stays on the thread that took it. Between two threads nothing is shared but the table, the
 //! endpoints' tallies and the pins of clients with session affinity.
 
+mod account;
+mod bulk;
+mod dial;
+mod door;
 mod listener;
+mod pins;
+mod pipes;
+mod relay;
+mod socket;
+mod worker;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use selection::{Seed, ServiceName};
+use tokio::sync::{oneshot, watch};
 use watcher::Tables;
 
+use self::pins::Pins;
+use self::worker::{Plan, Stage};
 use crate::traffic::Traffic;
 
 /// One way in: an address of this machine that stands for a Service port, by its `ClusterIP` path.
@@ -63,13 +75,16 @@ pub struct Bound {
 pub struct Running {
     addresses: Vec<SocketAddr>,
     traffic: Arc<Traffic>,
+    stage: watch::Sender<Stage>,
+    /// Per data thread, how many connections it had to reset, once it has ended.
+    ended: Vec<oneshot::Receiver<usize>>,
 }
 
 /// What became of the connections that were open when a drain began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Drained {
     /// Still open at the timeout, and reset.
-    pub reset: u64,
+    pub reset: usize,
 }
 
 /// Why there is no data plane.
@@ -137,8 +152,31 @@ impl Bound {
     /// # Errors
     /// A thread or its runtime cannot be made.
     pub fn run(self, tables: &Tables, traffic: &Arc<Traffic>) -> Result<Running, Error> {
-        let _ = (tables, self.settings, self.sockets);
-        Ok(Running { addresses: Vec::new(), traffic: Arc::clone(traffic) })
+        let addresses = self.addresses();
+        let pins = Arc::new(Pins::default());
+        let (stage, _) = watch::channel(Stage::Serving);
+        let mut ended = Vec::with_capacity(self.sockets.len());
+        for (n, sockets) in self.sockets.into_iter().enumerate() {
+            let plan = Plan {
+                settings: self.settings.clone(),
+                listeners: self.listens.iter().cloned().zip(sockets).collect(),
+                tables: tables.clone(),
+                pins: Arc::clone(&pins),
+                traffic: Arc::clone(traffic),
+                stage: stage.subscribe(),
+            };
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+            let (end, receiver) = oneshot::channel();
+            std::thread::Builder::new().name(format!("data-{n}")).spawn(move || {
+                match worker::run(&runtime, plan) {
+                    // Nobody may be left to hear it.
+                    Ok(reset) => drop(end.send(reset)),
+                    Err(error) => tracing::error!(%error, "a data thread cannot watch its listeners"),
+                }
+            })?;
+            ended.push(receiver);
+        }
+        Ok(Running { addresses, traffic: Arc::clone(traffic), stage, ended })
     }
 }
 
@@ -155,8 +193,21 @@ impl Running {
 
     /// Takes what clients have already connected, stops listening, waits until every connection has ended by
     /// itself or `timeout` has passed, and resets what is left. Runs in any runtime.
-    pub async fn drain(self, timeout: Duration) -> Drained {
-        tokio::time::sleep(timeout).await;
-        Drained { reset: 0 }
+    pub async fn drain(mut self, timeout: Duration) -> Drained {
+        self.stage.send_replace(Stage::Draining);
+        let mut reset = 0;
+        let all = async {
+            for ended in &mut self.ended {
+                // A thread that broke has nothing left to reset.
+                reset += ended.await.unwrap_or(0);
+            }
+        };
+        if tokio::time::timeout(timeout, all).await.is_err() {
+            self.stage.send_replace(Stage::Stopped);
+            for ended in self.ended.iter_mut().filter(|ended| !ended.is_terminated()) {
+                reset += ended.await.unwrap_or(0);
+            }
+        }
+        Drained { reset }
     }
 }

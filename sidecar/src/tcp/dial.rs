@@ -1,0 +1,232 @@
+//! Finds an endpoint for a connection and connects to it, trying another one while not one byte has been
+//! relayed. In: a client. Out: both sides, connected, or why not. Never relays.
+//!
+//! Nothing is waited for that need not be: the connect is started, what the client has sent by then is read and
+//! sent after it. On a fast network the connection stands by then, and the reactor has not been asked yet.
+
+use std::net::SocketAddr;
+
+use rustix::io::Errno;
+use selection::{Draw, Flow, Question, Tallies, Tried, Verdict};
+use tokio::time::timeout;
+
+use super::account::{Account, End, Place};
+use super::socket::Socket;
+use crate::traffic::Failure;
+
+/// Bytes that were read from a client and have not been sent; they survive a failed connect.
+pub(super) type Pending = Vec<u8>;
+
+/// A connection to an endpoint that stands, and what is still to be sent over it.
+pub(super) struct Dialled {
+    pub(super) endpoint: Socket,
+    pub(super) pending: Pending,
+}
+
+/// Connects `client` to an endpoint, and enters each one tried in `account`.
+///
+/// # Errors
+/// How the connection ends.
+pub(super) async fn dial(client: &Socket, account: &mut Account) -> Result<Dialled, End> {
+    let most = account.worker.settings.attempts.clamp(1, Tried::MOST);
+    let mut tried = Tried::default();
+    let mut pending = Pending::new();
+    let mut last = None;
+    loop {
+        let address = match choose(account, &tried) {
+            Ok(address) => address,
+            Err(end) => return Err(last.map_or(end, End::Failed)),
+        };
+        if last.is_some() {
+            account.door.counters.retried();
+        }
+        account.attempts += 1;
+        match attempt(client, address, &mut pending, account).await {
+            Ok(endpoint) => return Ok(Dialled { endpoint, pending }),
+            Err(Missed::ClientGone) => return Err(End::ClientGone),
+            Err(Missed::Failed(failure)) => {
+                tried.add(address);
+                if failure == Failure::Descriptors || tried.count() >= most {
+                    return Err(End::Failed(failure));
+                }
+                last = Some(failure);
+            }
+        }
+    }
+}
+
+/// Asks the table of this moment, and takes a place at the endpoint that it gives.
+fn choose(account: &mut Account, tried: &Tried) -> Result<SocketAddr, End> {
+    // The place at an endpoint that failed must not weigh in this pick.
+    account.endpoint = None;
+    let worker = &account.worker;
+    let mut reader = worker.reader.borrow_mut();
+    let (path, port) = account.door.port(reader.table()).ok_or(End::Refused)?;
+    let ip = account.client.ip().to_canonical();
+    let flow = Flow { client: SocketAddr::new(ip, account.client.port()), inside: true };
+    let question = Question {
+        path,
+        flow,
+        draw: Draw::new(&worker.settings.seed, &flow, port.next_turn()),
+        now: worker.now(),
+        pin: port.affinity_seconds.and_then(|_| worker.pins.get(ip, &port.id)),
+        tried,
+    };
+    match selection::pick(port, &question, &Tallies) {
+        Verdict::Endpoint(endpoint, pin) => {
+            if let Some(pin) = pin {
+                worker.pins.put(ip, &port.id, pin);
+            }
+            account.endpoint = Some((endpoint.address, Place::take(&endpoint.tally)));
+            Ok(endpoint.address)
+        }
+        Verdict::Refuse => Err(End::Refused),
+        Verdict::Drop => Err(End::Dropped),
+    }
+}
+
+/// Why there is no connection to an endpoint.
+enum Missed {
+    ClientGone,
+    Failed(Failure),
+}
+
+/// Connects to `address` and tells its tally how that went.
+async fn attempt(
+    client: &Socket,
+    address: SocketAddr,
+    pending: &mut Pending,
+    account: &Account,
+) -> Result<Socket, Missed> {
+    let worker = &account.worker;
+    let limit = worker.settings.connect_timeout;
+    let began = worker.now();
+    let tally = account.endpoint.as_ref().map(|(_, place)| &place.0);
+    if let Some(tally) = tally {
+        tally.attempt(began, began + limit.as_millis() as u64);
+    }
+    let failure = match connect(client, address, pending, account).await {
+        Ok(socket) => {
+            if let Some(tally) = tally {
+                tally.succeeded();
+            }
+            return Ok(socket);
+        }
+        Err(Missed::ClientGone) => return Err(Missed::ClientGone),
+        Err(Missed::Failed(failure)) => failure,
+    };
+    account.door.counters.failed(failure);
+    tracing::debug!(service = %account.door.label.service, endpoint = %address, reason = failure.label(), "connect failed");
+    if let Some(tally) = tally.filter(|_| failure.blames_endpoint())
+        && tally.failed(began, worker.now())
+    {
+        tracing::info!(
+            service = %account.door.label.service,
+            endpoint = %address,
+            reason = failure.label(),
+            failures = tally.failures(),
+            "endpoint put aside",
+        );
+    }
+    Err(Missed::Failed(failure))
+}
+
+async fn connect(
+    client: &Socket,
+    address: SocketAddr,
+    pending: &mut Pending,
+    account: &Account,
+) -> Result<Socket, Missed> {
+    let failed = |errno: Errno| Missed::Failed(judge(errno));
+    let mut socket = Socket::connecting(address).map_err(failed)?;
+    let stands = match first_bytes(client, pending, account, |bytes| socket.send(bytes)) {
+        Ok(stands) => stands,
+        Err(First::Client) => return Err(Missed::ClientGone),
+        Err(First::Endpoint(errno)) => return Err(failed(errno)),
+    };
+    socket.watch().map_err(|_| Missed::Failed(Failure::Descriptors))?;
+    if !stands {
+        if timeout(account.worker.settings.connect_timeout, socket.decided()).await.is_err() {
+            return Err(Missed::Failed(Failure::Timeout));
+        }
+        if let Some(errno) = socket.error() {
+            return Err(failed(errno));
+        }
+    }
+    socket.keep_alive();
+    Ok(socket)
+}
+
+/// Who failed at the first bytes.
+enum First {
+    Client,
+    Endpoint(Errno),
+}
+
+/// Reads what the client has sent so far and tries to `send` it. Tells whether some was sent, which means that
+/// the connection stands; what was not is `pending`.
+fn first_bytes(
+    client: &Socket,
+    pending: &mut Pending,
+    account: &Account,
+    send: impl Fn(&[u8]) -> Result<usize, Errno>,
+) -> Result<bool, First> {
+    let mut tools = account.worker.tools.borrow_mut();
+    let room = &mut tools.buffer;
+    let kept = pending.len();
+    let bytes: &[u8] = if kept > 0 {
+        pending
+    } else {
+        match client.receive(room) {
+            // Nothing yet, or its end: the relay will meet that again.
+            Ok(0) | Err(Errno::WOULDBLOCK) => return Ok(false),
+            Ok(n) => &room[..n],
+            Err(_) => return Err(First::Client),
+        }
+    };
+    let sent = match send(bytes) {
+        Ok(sent) => sent,
+        Err(Errno::WOULDBLOCK) => 0,
+        Err(errno) => {
+            let bytes = bytes.to_vec();
+            *pending = bytes;
+            return Err(First::Endpoint(errno));
+        }
+    };
+    account.door.counters.received(sent as u64);
+    let left = bytes[sent..].to_vec();
+    *pending = left;
+    Ok(sent > 0)
+}
+
+/// Whose fault a failed connect is.
+fn judge(errno: Errno) -> Failure {
+    match errno {
+        Errno::CONNREFUSED => Failure::Refused,
+        Errno::TIMEDOUT => Failure::Timeout,
+        Errno::HOSTUNREACH | Errno::NETUNREACH | Errno::HOSTDOWN | Errno::NETDOWN => Failure::Unreachable,
+        Errno::CONNRESET | Errno::PIPE => Failure::Reset,
+        Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM => Failure::Descriptors,
+        Errno::ADDRNOTAVAIL => Failure::Ports,
+        _ => Failure::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_this_machine_lacks_is_not_held_against_an_endpoint() {
+        for errno in
+            [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::ADDRNOTAVAIL, Errno::PERM, Errno::ACCESS]
+        {
+            assert!(!judge(errno).blames_endpoint(), "{errno}");
+        }
+        for errno in
+            [Errno::CONNREFUSED, Errno::TIMEDOUT, Errno::HOSTUNREACH, Errno::NETUNREACH, Errno::CONNRESET]
+        {
+            assert!(judge(errno).blames_endpoint(), "{errno}");
+        }
+    }
+}

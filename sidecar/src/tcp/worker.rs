@@ -1,0 +1,223 @@
+//! One data thread: takes connections in bursts and gives each a task of its own. In: listeners, and the stage
+//! that the data plane is in. Out: how many connections were left when it stopped. Never hands a connection to
+//! another thread.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use selection::Millis;
+use tokio::sync::{Notify, watch};
+use tokio::task::{LocalSet, spawn_local, yield_now};
+use tokio::time::{sleep, timeout};
+use watcher::{Reader, Tables};
+
+use super::account::{Account, End};
+use super::dial::{Dialled, dial};
+use super::door::{self, Door, Taken, Watched, accept};
+use super::pins::Pins;
+use super::relay::{Relay, Tools};
+use super::socket::Socket;
+use super::{Listen, Settings};
+use crate::traffic::{Failure, Traffic};
+
+/// Connections taken in a row before those that are open get their turn.
+const BURST: usize = 64;
+/// How long taking connections rests while this process has no descriptors for them.
+const REST: Duration = Duration::from_millis(50);
+
+/// What the data plane is to do.
+///
+/// ```text
+/// Serving ──▶ Draining ──▶ Stopped
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Take connections.
+    Serving,
+    /// Take those that wait, then none, and let those that are open end.
+    Draining,
+    /// Reset what is open.
+    Stopped,
+}
+
+/// What a data thread is made with.
+pub(super) struct Plan {
+    pub(super) settings: Settings,
+    pub(super) listeners: Vec<(Listen, TcpListener)>,
+    pub(super) tables: Tables,
+    pub(super) pins: Arc<Pins>,
+    pub(super) traffic: Arc<Traffic>,
+    pub(super) stage: watch::Receiver<Stage>,
+}
+
+/// What the tasks of one data thread share.
+pub(super) struct Worker {
+    pub(super) settings: Settings,
+    pub(super) reader: RefCell<Reader>,
+    pub(super) pins: Arc<Pins>,
+    pub(super) tools: RefCell<Tools>,
+    /// Connections that are open.
+    pub(super) active: Cell<usize>,
+    /// The last one left.
+    empty: Notify,
+    tables: Tables,
+}
+
+/// Runs one data thread to its end; returns how many connections it had to reset.
+pub(super) fn run(runtime: &tokio::runtime::Runtime, plan: Plan) -> io::Result<usize> {
+    let local = LocalSet::new();
+    let result = local.block_on(runtime, serve(plan));
+    // With the tasks that are left go their sockets, which resets them.
+    let _entered = runtime.enter();
+    drop(local);
+    result
+}
+
+async fn serve(plan: Plan) -> io::Result<usize> {
+    let Plan { settings, listeners, tables, pins, traffic, mut stage } = plan;
+    let worker = Rc::new(Worker {
+        settings,
+        reader: RefCell::new(tables.reader()),
+        pins,
+        tools: RefCell::new(Tools::new()),
+        active: Cell::new(0),
+        empty: Notify::new(),
+        tables,
+    });
+    let mut attending = Vec::with_capacity(listeners.len());
+    for (listen, listener) in listeners {
+        let door = Rc::new(Door::new(&listen, &traffic));
+        let listener = door::watch(listener)?;
+        attending.push(spawn_local(attend(Rc::clone(&worker), door, listener, stage.clone())));
+    }
+    for door in attending {
+        // Ends with the stage; a panic in it ends this door, not the others.
+        drop(door.await);
+    }
+    tokio::select! {
+        () = worker.emptied() => {}
+        // Fails if nobody is left to say it, which says the same.
+        _ = stage.wait_for(|stage| *stage == Stage::Stopped) => {}
+    }
+    Ok(worker.active.get())
+}
+
+/// Takes the connections of one door until the stage ends that.
+async fn attend(worker: Rc<Worker>, door: Rc<Door>, listener: Watched, mut stage: watch::Receiver<Stage>) {
+    let mut resting = false;
+    loop {
+        match burst(&worker, &door, &listener) {
+            Burst::More => {
+                resting = false;
+                yield_now().await;
+            }
+            Burst::Done => {
+                resting = false;
+                tokio::select! {
+                    ready = listener.readable() => match ready {
+                        Ok(mut guard) => guard.clear_ready(),
+                        Err(_) => return,
+                    },
+                    _ = stage.wait_for(|stage| *stage != Stage::Serving) => break,
+                }
+            }
+            Burst::Exhausted(errno) => {
+                door.counters.exhausted();
+                if !resting {
+                    tracing::warn!(
+                        service = %door.label.service,
+                        error = %errno,
+                        "cannot take connections: they wait until others end; raise the limit on open files",
+                    );
+                }
+                resting = true;
+                tokio::select! {
+                    () = sleep(REST) => {}
+                    _ = stage.wait_for(|stage| *stage != Stage::Serving) => break,
+                }
+            }
+        }
+    }
+    // Closing the listener resets whoever waits at it, and they waited while they were welcome.
+    while matches!(burst(&worker, &door, &listener), Burst::More) {}
+}
+
+enum Burst {
+    /// Perhaps more connections wait.
+    More,
+    /// None waits.
+    Done,
+    /// Some wait that cannot be taken.
+    Exhausted(rustix::io::Errno),
+}
+
+fn burst(worker: &Rc<Worker>, door: &Rc<Door>, listener: &Watched) -> Burst {
+    for _ in 0..BURST {
+        match accept(listener) {
+            Taken::Connection(socket, client) => {
+                let account = Account::open(worker, door, client);
+                spawn_local(connection(socket, account));
+            }
+            Taken::Nobody => return Burst::Done,
+            Taken::Exhausted(errno) => return Burst::Exhausted(errno),
+        }
+    }
+    Burst::More
+}
+
+/// One connection, from when it was taken to its end.
+async fn connection(socket: OwnedFd, mut account: Account) {
+    let mut client = Socket::new(socket);
+    if !account.worker.tables.is_synced() {
+        let synced = account.worker.tables.synced();
+        if timeout(account.worker.settings.connect_timeout, synced).await.is_err() {
+            account.end = End::Unsynced;
+            return;
+        }
+    }
+    let Dialled { endpoint, pending } = match dial(&client, &mut account).await {
+        Ok(dialled) => dialled,
+        Err(end) => {
+            account.end = end;
+            return;
+        }
+    };
+    if client.watch().is_err() {
+        account.end = End::Failed(Failure::Descriptors);
+        return;
+    }
+    let mut relay = Relay::new(client, endpoint, pending);
+    let end = poll_fn(|cx| {
+        let worker = &account.worker;
+        relay.poll(cx, &mut worker.tools.borrow_mut(), &account.door.counters)
+    })
+    .await;
+    account.end = End::Relayed(end);
+}
+
+impl Worker {
+    /// The time of tallies and pins.
+    pub(super) fn now(&self) -> Millis {
+        self.settings.origin.elapsed().as_millis() as Millis
+    }
+
+    /// A connection ended.
+    pub(super) fn left(&self) {
+        self.active.set(self.active.get() - 1);
+        if self.active.get() == 0 {
+            self.empty.notify_waiters();
+        }
+    }
+
+    async fn emptied(&self) {
+        while self.active.get() > 0 {
+            self.empty.notified().await;
+        }
+    }
+}
