@@ -1,12 +1,15 @@
 //! What a store costs: building a table from nothing, one endpoint's change, memory. Prints each figure beside its
 //! bound, and fails where a bound is not kept. Two sizes side by side show what grows with the cluster.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a bench fails by panicking")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use selection::{Balance, Fact, Family, Here, Hints, Pod, Port, Protocol, Service, ServiceName, Slice, SlicePort, Table};
+use selection::{
+    Balance, Fact, Family, Here, Hints, Pod, Port, Protocol, Service, ServiceName, Slice, SlicePort, Table,
+};
 use watcher::store::{Event, Item, Kind, Store, Stream};
 
 /// Counts the bytes that are allocated.
@@ -62,7 +65,9 @@ fn main() {
         return;
     }
     let columns: Vec<Vec<f64>> = sizes.iter().map(|services| child(*services)).collect();
-    println!("store and table, {SMALL} endpoints a Service, hints for zones, names of Pods; CPU of one thread");
+    println!(
+        "store and table, {SMALL} endpoints a Service, hints for zones, names of Pods; CPU of one thread"
+    );
     println!("{:<58}{:>14}{:>14}{:>10}", "", "1,000 Services", "10,000", "bound");
     let rows = [
         ("everything built from nothing, ms", 1_000.0),
@@ -79,7 +84,10 @@ fn main() {
         let is_over = small > bound || large > bound;
         is_kept &= !is_over;
         let shown = if bound.is_finite() { format!("{bound}") } else { String::new() };
-        println!("{what:<58}{small:>14.1}{large:>14.1}{shown:>10}{}", if is_over { "  NOT KEPT" } else { "" });
+        println!(
+            "{what:<58}{small:>14.1}{large:>14.1}{shown:>10}{}",
+            if is_over { "  NOT KEPT" } else { "" }
+        );
     }
     if !is_kept {
         std::process::exit(1);
@@ -220,7 +228,11 @@ fn slice(i: usize, n: usize, endpoints: usize, flipped: Option<usize>) -> Event 
         endpoints: (0..endpoints).map(fact).collect(),
         triggered: None,
     };
-    Event::Applied(Item::Slice { namespace: service.namespace, service: Some(service.name), slice: Box::new(slice) })
+    Event::Applied(Item::Slice {
+        namespace: service.namespace,
+        service: Some(service.name),
+        slice: Box::new(slice),
+    })
 }
 
 fn name(i: usize) -> ServiceName {
@@ -236,6 +248,7 @@ fn cpu() -> Duration {
 /// The memory of this process that is resident, in bytes.
 fn resident() -> usize {
     let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux");
-    let pages: usize = statm.split(' ').nth(1).and_then(|field| field.parse().ok()).expect("a number of pages");
+    let pages: usize =
+        statm.split(' ').nth(1).and_then(|field| field.parse().ok()).expect("a number of pages");
     pages * rustix::param::page_size()
 }

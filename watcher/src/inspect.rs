@@ -73,7 +73,8 @@ fn inspection(store: &Store, name: &ServiceName, entry: &Entry) -> Option<Inspec
     let service = entry.service.as_ref()?;
     let slices = entry.slices();
     let skipped = selection::skip(service);
-    let mut inspection = Inspection { service: name.clone(), skipped, ports: Vec::new(), warnings: Vec::new() };
+    let mut inspection =
+        Inspection { service: name.clone(), skipped, ports: Vec::new(), warnings: Vec::new() };
     if skipped.is_some() {
         return Some(inspection);
     }
@@ -124,7 +125,8 @@ fn no_slices(name: &ServiceName, has_selector: bool) -> String {
 
 /// A port for which slices have endpoints, but none under its name and protocol.
 fn unmatched(id: &PortId, slices: &[&Slice]) -> Option<String> {
-    let ours: Vec<_> = slices.iter().filter(|s| s.family == Some(id.family) && !s.endpoints.is_empty()).collect();
+    let ours: Vec<_> =
+        slices.iter().filter(|s| s.family == Some(id.family) && !s.endpoints.is_empty()).collect();
     if ours.is_empty() {
         return None;
     }

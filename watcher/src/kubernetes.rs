@@ -87,7 +87,8 @@ pub(crate) async fn follow(
     info!(server = url, streams = streams.len(), "following the Kubernetes API");
     let outage = Outage::new(url);
     let follow = move |stream| {
-        Follower::new(client.clone(), options.clone(), stream, events.clone(), report.clone(), outage.clone()).run()
+        Follower::new(client.clone(), options.clone(), stream, events.clone(), report.clone(), outage.clone())
+            .run()
     };
     Ok(async move {
         futures::future::join_all(streams.into_iter().map(follow)).await;

@@ -161,8 +161,10 @@ impl Watching {
     fn start(folder: &Folder) -> Self {
         let (changed, changes) = mpsc::channel(1);
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            let is_reading = event.is_ok_and(|event| matches!(event.kind, notify::EventKind::Access(kind) if
-                !matches!(kind, notify::event::AccessKind::Close(notify::event::AccessMode::Write))));
+            let is_reading = event.is_ok_and(|event| {
+                matches!(event.kind, notify::EventKind::Access(kind) if
+                !matches!(kind, notify::event::AccessKind::Close(notify::event::AccessMode::Write)))
+            });
             if !is_reading {
                 // Full means that a change is already waiting.
                 let _ = changed.try_send(());
@@ -258,7 +260,8 @@ impl Folder {
     fn look(&mut self) -> io::Result<News> {
         let names = self.names()?;
         let mut mistakes = Vec::new();
-        let gone: Vec<_> = self.files.names().filter(|name| !names.contains_key(*name)).map(str::to_owned).collect();
+        let gone: Vec<_> =
+            self.files.names().filter(|name| !names.contains_key(*name)).map(str::to_owned).collect();
         for name in gone {
             self.files.remove(&name);
         }
@@ -342,7 +345,10 @@ impl Seen {
 fn contents(path: &Path, length: u64) -> io::Result<Contents> {
     let syntax = if path.extension().is_some_and(|e| e == "json") { Syntax::Json } else { Syntax::Yaml };
     if length > document::MAX_BYTES as u64 {
-        return Err(io::Error::other(format!("{length} bytes are more than the {} allowed", document::MAX_BYTES)));
+        return Err(io::Error::other(format!(
+            "{length} bytes are more than the {} allowed",
+            document::MAX_BYTES
+        )));
     }
     Ok(document::decode(&std::fs::read(path)?, syntax))
 }
@@ -379,7 +385,12 @@ impl std::fmt::Display for Mistake {
             }
             Self::Double { folder, double: Double { key, first, last } } => {
                 let (first, last) = (folder.join(first), folder.join(last));
-                write!(f, "{key} is in {} and again in {}: the last one counts", first.display(), last.display())
+                write!(
+                    f,
+                    "{key} is in {} and again in {}: the last one counts",
+                    first.display(),
+                    last.display()
+                )
             }
         }
     }

@@ -105,7 +105,9 @@ impl Object {
         let root = Field::root(value);
         let mut warnings = Vec::new();
         let object = match kind {
-            Kind::Services => service::read(&root, &mut warnings).map(|service| Item::Service(Box::new(service)).into()),
+            Kind::Services => {
+                service::read(&root, &mut warnings).map(|service| Item::Service(Box::new(service)).into())
+            }
             Kind::Slices => slice::read(&root, &mut warnings),
             Kind::Node => node(&root),
         };

@@ -38,7 +38,9 @@ pub struct Status {
 impl Status {
     /// Changes of objects by kind and type, as metric labels.
     pub fn events(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> + '_ {
-        self.counts.events().map(|(kind, change, count): (Kind, Change, u64)| (kind.label(), change.label(), count))
+        self.counts
+            .events()
+            .map(|(kind, change, count): (Kind, Change, u64)| (kind.label(), change.label(), count))
     }
 
     /// How often a stream was lost, by reason, as metric labels.

@@ -106,7 +106,9 @@ impl Store {
             }
             Event::Gone(stream, Key::Slice { namespace, name }) => {
                 let holder = self.holder(&namespace, &name);
-                if holder.is_some_and(|holder| stream.part.covers(&holder)) && self.remove_slice(&namespace, &name) {
+                if holder.is_some_and(|holder| stream.part.covers(&holder))
+                    && self.remove_slice(&namespace, &name)
+                {
                     self.counts.event(Kind::Slices, Change::Gone);
                 }
             }
@@ -199,7 +201,11 @@ impl Store {
     }
 
     /// The ports of `name` in the next table.
-    fn ports(&self, name: &ServiceName, old: &[Arc<selection::ServicePort>]) -> Vec<Arc<selection::ServicePort>> {
+    fn ports(
+        &self,
+        name: &ServiceName,
+        old: &[Arc<selection::ServicePort>],
+    ) -> Vec<Arc<selection::ServicePort>> {
         let Some(entry) = self.services.get(name) else { return Vec::new() };
         match &entry.service {
             // Without its slices a Service looks as if it had no endpoints, and would be refused.
@@ -216,9 +222,8 @@ impl Store {
 
     /// The progress of the stream of `kind` that covers `name`.
     fn progress(&self, kind: Kind, name: &ServiceName) -> Option<&Progress> {
-        let parts = || {
-            [Part::All, Part::Namespace(name.namespace.clone()), Part::Service(name.clone())].into_iter()
-        };
+        let parts =
+            || [Part::All, Part::Namespace(name.namespace.clone()), Part::Service(name.clone())].into_iter();
         parts().find_map(|part| self.streams.get(&Stream { kind, part }))
     }
 

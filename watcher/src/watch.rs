@@ -170,7 +170,11 @@ struct Control {
 
 impl Control {
     /// Runs until nobody can ask any more.
-    async fn run(mut self, mut events: mpsc::Receiver<(Instant, Event)>, mut asked: mpsc::Receiver<Question>) {
+    async fn run(
+        mut self,
+        mut events: mpsc::Receiver<(Instant, Event)>,
+        mut asked: mpsc::Receiver<Question>,
+    ) {
         let mut batch = Vec::with_capacity(QUEUE);
         loop {
             tokio::select! {

@@ -1,5 +1,6 @@
 //! What comes from outside never makes a decoder panic, nor keeps it busy. The targets are functions of bytes, run
 //! here over a corpus and over what chance makes of it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -33,7 +34,10 @@ fn api(bytes: &[u8]) {
     }
 }
 
-const TARGETS: [(&str, fn(&[u8])); 3] = [("yaml", yaml), ("json", json), ("api", api)];
+/// A decoder and what it is called.
+type Target = (&'static str, fn(&[u8]));
+
+const TARGETS: [Target; 3] = [("yaml", yaml), ("json", json), ("api", api)];
 
 fn corpus() -> Vec<(String, Vec<u8>)> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus");
@@ -71,8 +75,32 @@ impl Random {
 
 /// What is put into texts: what decoders trip over.
 const TOKENS: [&str; 26] = [
-    "null", "{}", "[]", "-1", "65536", "1e999", "18446744073709551616", "\"\"", "true", "~", "---\n", "...\n", "&a ", "*a", "<<: *a",
-    "!!binary ", "\u{feff}", "\u{0}", "\t", "\r\n", "- ", ": ", "#", "|", "\"\\ud800\"", "%YAML 1.2\n",
+    "null",
+    "{}",
+    "[]",
+    "-1",
+    "65536",
+    "1e999",
+    "18446744073709551616",
+    "\"\"",
+    "true",
+    "~",
+    "---\n",
+    "...\n",
+    "&a ",
+    "*a",
+    "<<: *a",
+    "!!binary ",
+    "\u{feff}",
+    "\u{0}",
+    "\t",
+    "\r\n",
+    "- ",
+    ": ",
+    "#",
+    "|",
+    "\"\\ud800\"",
+    "%YAML 1.2\n",
 ];
 
 fn mutated(text: &[u8], random: &mut Random) -> Vec<u8> {
@@ -116,7 +144,9 @@ fn texts_that_multiply_or_nest_without_end_are_refused_in_time() {
     let mut laughs = String::from("a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol]\n");
     for i in 1..12 {
         let before = i - 1;
-        laughs += &format!("a{i}: &a{i} [*a{before}, *a{before}, *a{before}, *a{before}, *a{before}, *a{before}, *a{before}, *a{before}]\n");
+        laughs += &format!(
+            "a{i}: &a{i} [*a{before}, *a{before}, *a{before}, *a{before}, *a{before}, *a{before}, *a{before}, *a{before}]\n"
+        );
     }
     let nested = |open: &str, close: &str, depth: usize| open.repeat(depth) + &close.repeat(depth);
     let indented: String = (0..2_000).map(|depth| format!("{}a:\n", " ".repeat(depth))).collect();

@@ -1,4 +1,5 @@
 //! Manifest files as people keep them: read once, and followed while they change under us.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::fmt::Debug;
 use std::fs;
@@ -66,7 +67,8 @@ fn both(name: &str, last: u8, endpoints: &[u8]) -> String {
 }
 
 async fn follow(path: &Path) -> Watch {
-    let watch = watcher::start(Source::Manifests(path.to_owned()), Scope::All, Here::default()).await.unwrap();
+    let watch =
+        watcher::start(Source::Manifests(path.to_owned()), Scope::All, Here::default()).await.unwrap();
     within("a first table", &watch, watch.tables.synced()).await;
     watch
 }
@@ -74,7 +76,11 @@ async fn follow(path: &Path) -> Watch {
 /// `future`, or a panic that tells the state of the watch.
 async fn within<T>(what: &str, watch: &Watch, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(SOON, future).await.unwrap_or_else(|_| {
-        panic!("not within {SOON:?}: {what}; the table has {:?}; {:?}", all(&watch.tables.load()), watch.status())
+        panic!(
+            "not within {SOON:?}: {what}; the table has {:?}; {:?}",
+            all(&watch.tables.load()),
+            watch.status()
+        )
     })
 }
 
@@ -84,7 +90,8 @@ fn endpoints(table: &Table, service: &str) -> Vec<String> {
 }
 
 fn all(table: &Table) -> Vec<(String, Vec<String>)> {
-    let mut all: Vec<_> = table.all().map(|port| Row::from(&**port)).map(|row| (row.service, row.cluster)).collect();
+    let mut all: Vec<_> =
+        table.all().map(|port| Row::from(&**port)).map(|row| (row.service, row.cluster)).collect();
     all.sort();
     all
 }
@@ -120,7 +127,10 @@ fn assert_one<T: Debug>(list: &[T]) -> &T {
 #[test]
 fn a_file_of_several_documents_is_read_at_once() {
     let folder = Folder::new("once");
-    let text = format!("# by hand\n---\n{}---\nkind: Deployment\nspec: {{}}\n...\n---\n---\n", both("web", 1, &[1, 2]));
+    let text = format!(
+        "# by hand\n---\n{}---\nkind: Deployment\nspec: {{}}\n...\n---\n---\n",
+        both("web", 1, &[1, 2])
+    );
     let path = folder.write("web.yaml", &text);
     let (table, warnings) = read(&path);
     assert_eq!(table, [("shop/web".into(), vec!["10.0.0.1:8080".into(), "10.0.0.2:8080".into()])]);
@@ -162,7 +172,8 @@ items:
 
 #[test]
 fn a_path_that_does_not_exist_is_one_sentence() {
-    let error = watcher::manifests::read(Path::new("/no/such/place"), Here::default()).unwrap_err().to_string();
+    let error =
+        watcher::manifests::read(Path::new("/no/such/place"), Here::default()).unwrap_err().to_string();
     assert_eq!(
         error,
         "cannot read manifests at /no/such/place: No such file or directory (os error 2); give a file or a folder of \
@@ -173,7 +184,8 @@ fn a_path_that_does_not_exist_is_one_sentence() {
 #[test]
 fn a_broken_document_is_named_by_file_document_and_line_and_the_others_serve() {
     let folder = Folder::new("broken");
-    let text = format!("{}---\nkind: Service\nmetadata: [a: }}\n---\n{}", service("web", 1), slice("web", &[1]));
+    let text =
+        format!("{}---\nkind: Service\nmetadata: [a: }}\n---\n{}", service("web", 1), slice("web", &[1]));
     let path = folder.write("web.yaml", &text);
     let (table, warnings) = read(&path);
     assert_eq!(table, [("shop/web".into(), vec!["10.0.0.1:8080".into()])]);
@@ -244,7 +256,8 @@ fn seventy_thousand_endpoints_are_read() {
     let folder = Folder::new("many");
     let mut text = service("web", 1);
     for n in 0..70 {
-        let endpoint = |e: u32| format!("- addresses: [10.{n}.{}.{}]\n  nodeName: node-{e}\n", e / 250, e % 250 + 1);
+        let endpoint =
+            |e: u32| format!("- addresses: [10.{n}.{}.{}]\n  nodeName: node-{e}\n", e / 250, e % 250 + 1);
         let endpoints: String = (0..1_000).map(endpoint).collect();
         text += &format!(
             "---\nkind: EndpointSlice\napiVersion: discovery.k8s.io/v1\nmetadata:\n  name: web-{n}\n  namespace: shop\n  \
@@ -321,7 +334,10 @@ async fn a_file_that_breaks_keeps_its_last_good_objects() {
     let watch = follow(&folder.0).await;
     serves(&watch, "api", &[2]).await;
     folder.replace("web.yaml", "kind: [");
-    status(&watch, "the mistake is counted", |s| s.skipped.iter().any(|(_, reason, n)| (*reason, *n) == ("syntax", 1))).await;
+    status(&watch, "the mistake is counted", |s| {
+        s.skipped.iter().any(|(_, reason, n)| (*reason, *n) == ("syntax", 1))
+    })
+    .await;
     folder.replace("web.yaml", &format!("{}---\nkind: [\n", both("web", 1, &[5])));
     serves(&watch, "web", &[5]).await;
     serves(&watch, "api", &[2]).await;

@@ -1,4 +1,5 @@
 //! What kube-proxy's own code made of 300 random Services, and what is made of them here: the same, in every field.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::path::PathBuf;
 
@@ -9,9 +10,12 @@ use watcher::store::{Event, Kind, Store, Stream};
 
 /// The cases: those named by `REMORA_VECTORS`, else the copy beside this file.
 fn cases() -> Vec<Value> {
-    let path = std::env::var_os("REMORA_VECTORS")
-        .map_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/kube-proxy.jsonl").into(), PathBuf::from);
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()));
+    let path = std::env::var_os("REMORA_VECTORS").map_or_else(
+        || concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/kube-proxy.jsonl").into(),
+        PathBuf::from,
+    );
+    let text =
+        std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()));
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 

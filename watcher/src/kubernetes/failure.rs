@@ -37,7 +37,8 @@ impl Failure {
             _ if status.reason == "Expired" || status.reason == "Gone" => Loss::Expired,
             _ => Loss::Failed,
         };
-        let after = status.details.as_ref().map(|details| details.retry_after_seconds).filter(|after| *after > 0);
+        let after =
+            status.details.as_ref().map(|details| details.retry_after_seconds).filter(|after| *after > 0);
         Self {
             loss,
             message: format!("the API server says: {} ({})", status.message, status.code),
@@ -50,7 +51,9 @@ impl Failure {
         use ::kube::Error;
         let loss = match error {
             Error::Api(status) => return Self::status(status),
-            Error::SerdeError(_) | Error::FromUtf8(_) | Error::LinesCodecMaxLineLengthExceeded => Loss::Malformed,
+            Error::SerdeError(_) | Error::FromUtf8(_) | Error::LinesCodecMaxLineLengthExceeded => {
+                Loss::Malformed
+            }
             Error::BuildRequest(_) | Error::HttpError(_) => Loss::Failed,
             Error::Auth(_) => Loss::Unauthorized,
             _ => Loss::Unreachable,

@@ -38,7 +38,9 @@ impl Outage {
         drop(broken);
         match failure.loss {
             _ if is_known => debug!(server, %stream, error, "still broken"),
-            Loss::Expired => info!(server, %stream, error, "listing again, for the API server has forgotten where we were"),
+            Loss::Expired => {
+                info!(server, %stream, error, "listing again, for the API server has forgotten where we were")
+            }
             Loss::Forbidden => {
                 let needed = request::permission(stream);
                 warn!(server, %stream, error, "may not list and watch {stream}: {needed}; trying on");
@@ -57,7 +59,9 @@ impl Outage {
         drop(broken);
         match before {
             None | Some(Loss::Expired) => {}
-            Some(Loss::Forbidden) => info!(server = &*self.server, %stream, "may list and watch {stream} after all"),
+            Some(Loss::Forbidden) => {
+                info!(server = &*self.server, %stream, "may list and watch {stream} after all")
+            }
             Some(_) if is_last => info!(server = &*self.server, "the Kubernetes API answers again"),
             Some(_) => debug!(server = &*self.server, %stream, "answers again"),
         }

@@ -13,8 +13,13 @@ type Built = Result<http::Request<Vec<u8>>, request::Error>;
 /// A page of the list of `stream`; without a limit, all of it.
 pub(super) fn page(stream: &Stream, limit: Option<u32>, continues: Option<String>) -> Built {
     let (path, label_selector, field_selector) = target(stream);
-    let params =
-        ListParams { label_selector, field_selector, limit, continue_token: continues, ..ListParams::default() };
+    let params = ListParams {
+        label_selector,
+        field_selector,
+        limit,
+        continue_token: continues,
+        ..ListParams::default()
+    };
     Request::new(path).list(&params)
 }
 
@@ -35,7 +40,8 @@ pub(super) fn watch(stream: &Stream, version: Option<&str>) -> Built {
 /// The permission that `stream` needs, as a sentence about a Role.
 pub(super) fn permission(stream: &Stream) -> String {
     let group = if stream.kind == Kind::Slices { "discovery.k8s.io" } else { "" };
-    let rule = format!("apiGroups [{group:?}], resources [{:?}], verbs [\"list\", \"watch\"]", stream.kind.label());
+    let rule =
+        format!("apiGroups [{group:?}], resources [{:?}], verbs [\"list\", \"watch\"]", stream.kind.label());
     match (&stream.part, stream.kind) {
         (Part::All, _) | (_, Kind::Node) => format!("a ClusterRole needs {rule}"),
         (Part::Namespace(namespace), _) => format!("a Role in namespace {namespace} needs {rule}"),

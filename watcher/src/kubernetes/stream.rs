@@ -181,7 +181,8 @@ impl Follower {
 
     /// Opens a watch and reads it to its end.
     async fn open(&mut self, version: Option<String>) -> Result<Ended, Failure> {
-        let request = request::watch(&self.stream, version.as_deref()).map_err(|e| Failure::new(Loss::Failed, e.to_string()))?;
+        let request = request::watch(&self.stream, version.as_deref())
+            .map_err(|e| Failure::new(Loss::Failed, e.to_string()))?;
         let client = self.client.clone();
         let opened = timeout(ANSWER, client.request_events::<Value>(request)).await;
         let events = opened.map_err(|_| Failure::silent(ANSWER))?.map_err(|error| Failure::of(&error))?;
@@ -197,7 +198,8 @@ impl Follower {
                 () = sleep_until(self.resync), if !is_listing => return Ok(Ended::ResyncDue),
             };
             let Some(event) = event else {
-                let broken = || Failure::new(Loss::Unreachable, "the connection was closed in the middle of a list");
+                let broken =
+                    || Failure::new(Loss::Unreachable, "the connection was closed in the middle of a list");
                 return if is_listing { Err(broken()) } else { Ok(Ended::Closed(said)) };
             };
             said = true;
@@ -235,7 +237,8 @@ impl Follower {
         let limit = Some(self.options.page).filter(|_| self.failures == 0);
         let mut continues = None;
         loop {
-            let request = request::page(&self.stream, limit, continues).map_err(|e| Failure::new(Loss::Failed, e.to_string()))?;
+            let request = request::page(&self.stream, limit, continues)
+                .map_err(|e| Failure::new(Loss::Failed, e.to_string()))?;
             let answer = timeout(ANSWER, self.client.request_text(request)).await;
             let text = answer.map_err(|_| Failure::silent(ANSWER))?.map_err(|error| Failure::of(&error))?;
             let malformed = |error: serde_json::Error| Failure::new(Loss::Malformed, error.to_string());

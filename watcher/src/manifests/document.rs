@@ -105,7 +105,8 @@ pub fn decode(bytes: &[u8], syntax: Syntax) -> Contents {
         message,
     };
     if bytes.len() > MAX_BYTES {
-        let message = format!("{} bytes are too many: split it into files of at most {MAX_BYTES}", bytes.len());
+        let message =
+            format!("{} bytes are too many: split it into files of at most {MAX_BYTES}", bytes.len());
         contents.problems.push(whole("size", message));
         return contents;
     }
@@ -119,7 +120,9 @@ pub fn decode(bytes: &[u8], syntax: Syntax) -> Contents {
         }
     };
     match syntax {
-        Syntax::Yaml => documents(text).enumerate().for_each(|(i, document)| yaml(i + 1, document, &mut contents)),
+        Syntax::Yaml => {
+            documents(text).enumerate().for_each(|(i, document)| yaml(i + 1, document, &mut contents))
+        }
         Syntax::Json => json(text, &mut contents),
     }
     contents
@@ -149,7 +152,8 @@ fn documents(text: &str) -> impl Iterator<Item = Document<'_>> {
         Some(Document { text, lines_before })
     };
     let is_blank = |document: &Document<'_>| {
-        let mut lines = document.text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#'));
+        let mut lines =
+            document.text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#'));
         lines.all(|line| matches!(line.trim_end(), "---" | "..."))
     };
     std::iter::from_fn(next).filter(move |document| !is_blank(document))

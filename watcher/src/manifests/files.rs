@@ -55,7 +55,8 @@ impl Files {
                 Object::Other => {}
             }
         }
-        let keeps_all = contents.problems.iter().any(|p| matches!(p.lost, Lost::Document | Lost::Object(_, None)));
+        let keeps_all =
+            contents.problems.iter().any(|p| matches!(p.lost, Lost::Document | Lost::Object(_, None)));
         let kept = |item: &Arc<Item>| {
             let key = item.key();
             let is_lost = |lost: &Lost| matches!(lost, Lost::Object(_, Some(lost)) if *lost == key);
@@ -84,7 +85,9 @@ impl Files {
     pub(super) fn changes(&mut self) -> Vec<Event> {
         let mut all: BTreeMap<Key, (&str, &Arc<Item>)> = BTreeMap::new();
         let mut doubles = Vec::new();
-        for (name, item) in self.files.iter().flat_map(|(name, file)| file.items.iter().map(move |item| (name, item))) {
+        for (name, item) in
+            self.files.iter().flat_map(|(name, file)| file.items.iter().map(move |item| (name, item)))
+        {
             if !self.covers(item) {
                 continue;
             }
@@ -105,7 +108,8 @@ impl Files {
         }
         self.told = all.into_iter().map(|(key, (_, item))| (key, Arc::clone(item))).collect();
         let mut nodes = self.files.values().flat_map(|file| &file.nodes).rev();
-        let zone = nodes.find(|(name, _)| Some(name) == self.node.as_ref()).and_then(|(_, zone)| zone.clone());
+        let zone =
+            nodes.find(|(name, _)| Some(name) == self.node.as_ref()).and_then(|(_, zone)| zone.clone());
         if self.zone != zone {
             self.zone.clone_from(&zone);
             events.push(Event::Zone(zone));

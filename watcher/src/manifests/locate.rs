@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use serde::de::{Deserializer, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{Options, Spanned};
 
 /// How YAML is read everywhere here: within bounds that a large cluster does not reach, but aliases that multiply
@@ -25,9 +25,10 @@ pub(super) fn options() -> Options {
 pub(super) fn line(document: &str, path: &str) -> Option<(u64, u64)> {
     let path = steps(path);
     (1..=path.len()).rev().find_map(|length| {
-        let found = serde_saphyr::with_deserializer_from_str_with_options(document, options(), |deserializer| {
-            Walk(&path[..length]).deserialize(deserializer)
-        });
+        let found =
+            serde_saphyr::with_deserializer_from_str_with_options(document, options(), |deserializer| {
+                Walk(&path[..length]).deserialize(deserializer)
+            });
         found.ok().flatten()
     })
 }
@@ -85,7 +86,9 @@ impl<'de> Visitor<'de> for Walk<'_> {
         while let Some(name) = map.next_key::<String>()? {
             match self.0 {
                 [Step::Name(wanted)] if *wanted == name => found = Some(place(&map.next_value()?)),
-                [Step::Name(wanted), rest @ ..] if *wanted == name => found = map.next_value_seed(Walk(rest))?,
+                [Step::Name(wanted), rest @ ..] if *wanted == name => {
+                    found = map.next_value_seed(Walk(rest))?
+                }
                 _ => {
                     map.next_value::<IgnoredAny>()?;
                 }
@@ -102,10 +105,12 @@ impl<'de> Visitor<'de> for Walk<'_> {
                     Some(value) => found = Some(place(&value)),
                     None => break,
                 },
-                [Step::Index(wanted), rest @ ..] if *wanted == i => match list.next_element_seed(Walk(rest))? {
-                    Some(value) => found = value,
-                    None => break,
-                },
+                [Step::Index(wanted), rest @ ..] if *wanted == i => {
+                    match list.next_element_seed(Walk(rest))? {
+                        Some(value) => found = value,
+                        None => break,
+                    }
+                }
                 _ => {
                     if list.next_element::<IgnoredAny>()?.is_none() {
                         break;

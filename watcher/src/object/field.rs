@@ -59,7 +59,9 @@ impl<'v> Field<'v, '_> {
 
     /// A text that is there and not empty.
     pub(super) fn required_text(&self) -> Result<&'v str, Warning> {
-        self.text()?.filter(|text| !text.is_empty()).ok_or_else(|| self.warning("missing", "is missing".to_owned()))
+        self.text()?
+            .filter(|text| !text.is_empty())
+            .ok_or_else(|| self.warning("missing", "is missing".to_owned()))
     }
 
     pub(super) fn flag(&self) -> Result<Option<bool>, Warning> {

@@ -174,11 +174,8 @@ fn balance(metadata: &Field<'_, '_>, warnings: &mut Vec<Warning>) -> Balance {
     let balance = match annotation.text() {
         Ok(None) => return Balance::default(),
         Ok(Some(text)) => Balance::parse(text).ok_or_else(|| {
-            let message = format!(
-                "{text:?} is not one of {}; {} is taken",
-                Balance::NAMES,
-                Balance::default().name()
-            );
+            let message =
+                format!("{text:?} is not one of {}; {} is taken", Balance::NAMES, Balance::default().name());
             annotation.warning("balance", message)
         }),
         Err(warning) => Err(warning),

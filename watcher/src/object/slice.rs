@@ -25,11 +25,8 @@ pub(super) fn read(root: &Field<'_, '_>, warnings: &mut Vec<Warning>) -> Result<
     if !address_type.is_present() {
         return Err(address_type.warning("missing", "is missing: IPv4, IPv6 or FQDN".to_owned()));
     }
-    let family = address_type.choice(&[
-        ("IPv4", Some(Family::V4)),
-        ("IPv6", Some(Family::V6)),
-        ("FQDN", None),
-    ])?;
+    let family =
+        address_type.choice(&[("IPv4", Some(Family::V4)), ("IPv6", Some(Family::V6)), ("FQDN", None)])?;
     let family = family.flatten();
     let mut endpoints = Vec::new();
     if let Some(family) = family {

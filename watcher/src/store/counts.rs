@@ -41,7 +41,9 @@ pub struct Counts {
 impl Counts {
     /// Changes of objects by kind and type.
     pub fn events(&self) -> impl Iterator<Item = (Kind, Change, u64)> + '_ {
-        let of = |kind: Kind| Change::ALL.map(|change| (kind, change, self.events[kind as usize][change as usize]));
+        let of = |kind: Kind| {
+            Change::ALL.map(|change| (kind, change, self.events[kind as usize][change as usize]))
+        };
         Kind::ALL.into_iter().flat_map(of)
     }
 

@@ -1,6 +1,8 @@
 //! The store as a function of its events.
 
-use selection::{Balance, Fact, Family, Kind as ServiceKind, Pod, Port, Protocol, Row, Service, Slice, SlicePort};
+use selection::{
+    Balance, Fact, Family, Kind as ServiceKind, Pod, Port, Protocol, Row, Service, Slice, SlicePort,
+};
 
 use super::*;
 use crate::inspect;
@@ -76,7 +78,11 @@ fn store(items: Vec<Event>) -> Store {
     let mut store = Store::new(here());
     let [services, services_end] = listed(Kind::Services);
     let [slices, slices_end] = listed(Kind::Slices);
-    [services, slices].into_iter().chain(items).chain([services_end, slices_end]).for_each(|e| store.apply(e));
+    [services, slices]
+        .into_iter()
+        .chain(items)
+        .chain([services_end, slices_end])
+        .for_each(|e| store.apply(e));
     store
 }
 
@@ -130,7 +136,9 @@ fn an_empty_cluster_has_a_first_table_and_the_same_is_not_published_twice() {
 fn a_followed_stream_that_may_not_be_read_is_not_waited_for_and_its_services_pass() {
     let mut store = Store::new(here());
     let stream = |kind, namespace: &str| Stream { kind, part: Part::Namespace(namespace.into()) };
-    for (kind, namespace) in [(Kind::Services, "shop"), (Kind::Slices, "shop"), (Kind::Services, "bank"), (Kind::Slices, "bank")] {
+    for (kind, namespace) in
+        [(Kind::Services, "shop"), (Kind::Slices, "shop"), (Kind::Services, "bank"), (Kind::Slices, "bank")]
+    {
         store.apply(Event::Follow(stream(kind, namespace)));
     }
     let list = |store: &mut Store, stream: Stream, items: Vec<Event>| {
@@ -164,7 +172,8 @@ fn a_slice_whose_label_changes_moves_to_the_other_service() {
     store.apply(apply_slice("api", slice("s", &[1])));
     assert_eq!(endpoints(&mut store, "web"), [""; 0]);
     assert_eq!(endpoints(&mut store, "api"), ["10.0.0.1:8080"]);
-    let unlabelled = Item::Slice { namespace: "shop".into(), service: None, slice: Box::new(slice("s", &[1])) };
+    let unlabelled =
+        Item::Slice { namespace: "shop".into(), service: None, slice: Box::new(slice("s", &[1])) };
     store.apply(Event::Applied(unlabelled));
     assert_eq!(endpoints(&mut store, "api"), [""; 0]);
     assert_eq!(store.slices(), 0);
@@ -200,7 +209,11 @@ fn listing_again_heals_and_counts_what_no_event_told() {
     ]);
     assert_eq!(endpoints(&mut store, "web").len(), 3);
     assert_eq!(missed(&store), 0, "a first list has nothing to miss");
-    list_again(&mut store, Kind::Slices, vec![apply_slice("web", slice("web-1", &[1])), apply_slice("web", slice("web-3", &[4]))]);
+    list_again(
+        &mut store,
+        Kind::Slices,
+        vec![apply_slice("web", slice("web-1", &[1])), apply_slice("web", slice("web-3", &[4]))],
+    );
     assert_eq!(endpoints(&mut store, "web"), ["10.0.0.1:8080", "10.0.0.4:8080"]);
     assert_eq!(missed(&store), 3, "one changed, one new, one gone");
     list_again(&mut store, Kind::Services, vec![apply_service(service("web", 1))]);
