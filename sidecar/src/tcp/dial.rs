@@ -11,7 +11,7 @@ use selection::{Draw, Flow, Question, Tallies, Tried, Verdict};
 use tokio::time::timeout;
 
 use super::account::{Account, End, Place};
-use super::socket::Socket;
+use super::socket::{Socket, Spare};
 use crate::traffic::Failure;
 
 /// Bytes that were read from a client and have not been sent; they survive a failed connect.
@@ -23,11 +23,12 @@ pub(super) struct Dialled {
     pub(super) pending: Pending,
 }
 
-/// Connects `client` to an endpoint, and enters each one tried in `account`.
+/// Connects `client` to an endpoint, with `spare` first, and enters each one tried in `account`.
 ///
 /// # Errors
 /// How the connection ends.
-pub(super) async fn dial(client: &Socket, account: &mut Account) -> Result<Dialled, End> {
+pub(super) async fn dial(client: &Socket, spare: Spare, account: &mut Account) -> Result<Dialled, End> {
+    let mut spare = Some(spare);
     let most = account.worker.settings.attempts.clamp(1, Tried::MOST);
     let mut tried = Tried::default();
     let mut pending = Pending::new();
@@ -41,7 +42,7 @@ pub(super) async fn dial(client: &Socket, account: &mut Account) -> Result<Diall
             account.door.counters.retried();
         }
         account.attempts += 1;
-        match attempt(client, address, &mut pending, account).await {
+        match attempt(client, address, spare.take(), &mut pending, account).await {
             Ok(endpoint) => return Ok(Dialled { endpoint, pending }),
             Err(Missed::ClientGone) => return Err(End::ClientGone),
             Err(Missed::Failed(failure)) => {
@@ -95,6 +96,7 @@ enum Missed {
 async fn attempt(
     client: &Socket,
     address: SocketAddr,
+    spare: Option<Spare>,
     pending: &mut Pending,
     account: &Account,
 ) -> Result<Socket, Missed> {
@@ -105,7 +107,7 @@ async fn attempt(
     if let Some(tally) = tally {
         tally.attempt(began, began + limit.as_millis() as u64);
     }
-    let failure = match connect(client, address, pending, account).await {
+    let failure = match connect(client, address, spare, pending, account).await {
         Ok(socket) => {
             if let Some(tally) = tally {
                 tally.succeeded();
@@ -134,11 +136,12 @@ async fn attempt(
 async fn connect(
     client: &Socket,
     address: SocketAddr,
+    spare: Option<Spare>,
     pending: &mut Pending,
     account: &Account,
 ) -> Result<Socket, Missed> {
     let failed = |errno: Errno| Missed::Failed(judge(errno));
-    let mut socket = Socket::connecting(address).map_err(failed)?;
+    let mut socket = Socket::connecting(address, spare).map_err(failed)?;
     let stands = match first_bytes(client, pending, account, |bytes| socket.send(bytes)) {
         Ok(stands) => stands,
         Err(First::Client) => return Err(Missed::ClientGone),

@@ -3,7 +3,6 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::io::Errno;
@@ -12,6 +11,7 @@ use selection::{Family, Path, ServicePort, Table};
 use tokio::io::unix::AsyncFd;
 
 use super::Listen;
+use super::socket::Socket;
 use crate::traffic::{Counters, Label, Traffic};
 
 /// One listener of one data thread. Owning one means that clients can connect.
@@ -22,13 +22,13 @@ pub(super) struct Door {
     /// This thread's counters of it.
     pub(super) counters: Arc<Counters>,
     /// The family that its Service is served in, if the Service has it.
-    family: Family,
+    pub(super) family: Family,
 }
 
 /// What came of trying to take a connection.
 pub(super) enum Taken {
     /// One, from this client.
-    Connection(OwnedFd, SocketAddr),
+    Connection(Socket, SocketAddr),
     /// None waits.
     Nobody,
     /// One waits, and this process or machine has no descriptor or memory for it.
@@ -69,7 +69,7 @@ pub(super) fn accept(listener: &Watched) -> Taken {
         match rustix::net::acceptfrom_with(listener.get_ref(), flags) {
             Ok((socket, Some(client))) => {
                 if let Ok(client) = SocketAddr::try_from(client) {
-                    return Taken::Connection(socket, client);
+                    return Taken::Connection(Socket::new(socket), client);
                 }
             }
             Err(Errno::WOULDBLOCK) => return Taken::Nobody,

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, sockopt};
+use selection::Family;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
@@ -38,18 +39,38 @@ enum Hold {
     Lost,
 }
 
+/// A socket that is not connected yet. Owning one means to have the descriptor for the endpoint's side.
+#[derive(Debug)]
+pub(super) struct Spare {
+    fd: OwnedFd,
+    family: Family,
+}
+
+impl Spare {
+    /// A fresh socket of `family`.
+    pub(super) fn new(family: Family) -> Result<Self, Errno> {
+        let domain = if family == Family::V4 { AddressFamily::INET } else { AddressFamily::INET6 };
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let fd = rustix::net::socket_with(domain, SocketType::STREAM, flags, None)?;
+        sockopt::set_tcp_nodelay(&fd, true)?;
+        Ok(Self { fd, family })
+    }
+}
+
 impl Socket {
     /// A connected or accepted socket, which does not block.
     pub(super) fn new(fd: OwnedFd) -> Self {
         Self { hold: Hold::Free(fd), in_order: false, readable: false, hung_up: false }
     }
 
-    /// A socket on its way to `address`; whether it got there, the first byte or the first wait tells.
-    pub(super) fn connecting(address: SocketAddr) -> Result<Self, Errno> {
-        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let fd = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
-        sockopt::set_tcp_nodelay(&fd, true)?;
+    /// A socket on its way to `address`, `spare` if that is of the family; whether it got there, the first
+    /// byte or the first wait tells.
+    pub(super) fn connecting(address: SocketAddr, spare: Option<Spare>) -> Result<Self, Errno> {
+        let family = Family::of(&address.ip());
+        let Spare { fd, .. } = match spare.filter(|spare| spare.family == family) {
+            Some(spare) => spare,
+            None => Spare::new(family)?,
+        };
         match rustix::net::connect(&fd, &address) {
             Ok(()) | Err(Errno::INPROGRESS) => Ok(Self::new(fd)),
             Err(errno) => Err(errno),

@@ -5,8 +5,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
-use std::net::TcpListener;
-use std::os::fd::OwnedFd;
+use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +21,7 @@ use super::dial::{Dialled, dial};
 use super::door::{self, Door, Taken, Watched, accept};
 use super::pins::Pins;
 use super::relay::{Relay, Tools};
-use super::socket::Socket;
+use super::socket::{Socket, Spare};
 use super::{Listen, Settings};
 use crate::traffic::{Failure, Traffic};
 
@@ -110,9 +109,10 @@ async fn serve(plan: Plan) -> io::Result<usize> {
 
 /// Takes the connections of one door until the stage ends that.
 async fn attend(worker: Rc<Worker>, door: Rc<Door>, listener: Watched, mut stage: watch::Receiver<Stage>) {
+    let mut first = None;
     let mut resting = false;
     loop {
-        match burst(&worker, &door, &listener) {
+        match burst(&worker, &door, &listener, &mut first) {
             Burst::More => {
                 resting = false;
                 yield_now().await;
@@ -145,7 +145,7 @@ async fn attend(worker: Rc<Worker>, door: Rc<Door>, listener: Watched, mut stage
         }
     }
     // Closing the listener resets whoever waits at it, and they waited while they were welcome.
-    while matches!(burst(&worker, &door, &listener), Burst::More) {}
+    while matches!(burst(&worker, &door, &listener, &mut first), Burst::More) {}
 }
 
 enum Burst {
@@ -157,23 +157,40 @@ enum Burst {
     Exhausted(rustix::io::Errno),
 }
 
-fn burst(worker: &Rc<Worker>, door: &Rc<Door>, listener: &Watched) -> Burst {
+/// Takes connections, `first` before any other: one that was taken before there was a descriptor for its
+/// endpoint's side. A connection begins with both descriptors, else those that are taken last would starve the
+/// others.
+fn burst(
+    worker: &Rc<Worker>,
+    door: &Rc<Door>,
+    listener: &Watched,
+    first: &mut Option<(Socket, SocketAddr)>,
+) -> Burst {
     for _ in 0..BURST {
-        match accept(listener) {
-            Taken::Connection(socket, client) => {
-                let account = Account::open(worker, door, client);
-                spawn_local(connection(socket, account));
-            }
+        let (client, address) = match first
+            .take()
+            .map_or_else(|| accept(listener), |(client, address)| Taken::Connection(client, address))
+        {
+            Taken::Connection(client, address) => (client, address),
             Taken::Nobody => return Burst::Done,
             Taken::Exhausted(errno) => return Burst::Exhausted(errno),
+        };
+        match Spare::new(door.family) {
+            Ok(spare) => {
+                let account = Account::open(worker, door, address);
+                spawn_local(connection(client, spare, account));
+            }
+            Err(errno) => {
+                *first = Some((client, address));
+                return Burst::Exhausted(errno);
+            }
         }
     }
     Burst::More
 }
 
 /// One connection, from when it was taken to its end.
-async fn connection(socket: OwnedFd, mut account: Account) {
-    let mut client = Socket::new(socket);
+async fn connection(mut client: Socket, spare: Spare, mut account: Account) {
     if !account.worker.tables.is_synced() {
         let synced = account.worker.tables.synced();
         if timeout(account.worker.settings.connect_timeout, synced).await.is_err() {
@@ -181,7 +198,7 @@ async fn connection(socket: OwnedFd, mut account: Account) {
             return;
         }
     }
-    let Dialled { endpoint, pending } = match dial(&client, &mut account).await {
+    let Dialled { endpoint, pending } = match dial(&client, spare, &mut account).await {
         Ok(dialled) => dialled,
         Err(end) => {
             account.end = end;
