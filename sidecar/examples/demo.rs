@@ -53,7 +53,8 @@ fn free(addresses: &[&str]) -> Result<()> {
 }
 
 fn serve(name: &str, address: &str) -> Result<()> {
-    let listener = TcpListener::bind(address).map_err(|error| format!("cannot listen on {address}: {error}"))?;
+    let listener =
+        TcpListener::bind(address).map_err(|error| format!("cannot listen on {address}: {error}"))?;
     println!("{name} listens on {address}");
     for stream in listener.incoming().flatten() {
         let name = name.to_owned();
@@ -73,7 +74,9 @@ fn answer(mut stream: TcpStream, name: &str) -> Result<()> {
         }
     }
     let length = name.len() + 1;
-    let head = format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\nConnection: close");
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\nConnection: close"
+    );
     stream.write_all(format!("{head}\r\n\r\n{name}\n").as_bytes())?;
     Ok(())
 }

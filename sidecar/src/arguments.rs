@@ -21,9 +21,9 @@ pub enum Verb {
     Endpoints(EndpointsArguments),
     /// Tell step by step what becomes of a connection to an address
     Explain(ExplainArguments),
-    /// Print the completion script of a shell, such as: remora completion bash > /etc/bash_completion.d/remora
+    /// Print the completion script of a shell
     Completion {
-        /// For which shell
+        /// For which shell, such as: source <(remora completion bash)
         shell: clap_complete::Shell,
     },
 }
@@ -67,7 +67,7 @@ pub struct SidecarArguments {
     #[arg(long, env = "REMORA_LOG_LEVEL", default_value = "info", value_name = "LEVEL")]
     pub log_level: String,
     /// Log one line for each connection when it ends
-    #[arg(long, env = "REMORA_LOG_CONNECTIONS")]
+    #[arg(long, env = "REMORA_LOG_CONNECTIONS", value_parser = clap::builder::FalseyValueParser::new())]
     pub log_connections: bool,
     /// Threads that move bytes [default: one for each CPU that this process may use]
     #[arg(long, env = "REMORA_THREADS", value_name = "NUMBER")]
@@ -89,6 +89,7 @@ pub struct PlaceArguments {
 #[derive(Debug, Args)]
 pub struct AskArguments {
     /// Look at this source instead of asking a running sidecar: kube, or manifests:PATH
+    // Not from the environment: beside a sidecar that would be the sidecar's, which shall be asked.
     #[arg(long, value_name = "SOURCE")]
     pub source: Option<String>,
     /// With --source: the place to look from.
@@ -160,4 +161,28 @@ pub enum ProtocolName {
     Udp,
     /// SCTP.
     Sctp,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn every_flag_of_the_sidecar_is_an_environment_variable_of_the_same_stem() {
+        let command = Arguments::command();
+        let sidecar = command.find_subcommand("sidecar").unwrap();
+        for flag in
+            sidecar.get_arguments().filter_map(|argument| Some((argument.get_long()?, argument.get_env())))
+        {
+            let (long, env) = flag;
+            let expected = format!("REMORA_{}", long.to_uppercase().replace('-', "_"));
+            assert_eq!(env.map(|env| env.to_string_lossy().into_owned()), Some(expected), "--{long}");
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
 }

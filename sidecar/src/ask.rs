@@ -19,8 +19,9 @@ const WITHIN: Duration = Duration::from_secs(20);
 pub enum Error {
     /// Nobody listens.
     #[error(
-        "no sidecar answers on {0}: {1}; start one with --admin, name its address with --admin, or look at a \
-         source with --source"
+        "no sidecar answers on {0}: {kind}; start one with --admin, name its address with --admin, or look at a \
+         source with --source",
+        kind = .1.kind()
     )]
     Nobody(SocketAddr, std::io::Error),
     /// Somebody listens, but does not answer.

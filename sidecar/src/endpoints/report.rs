@@ -80,16 +80,19 @@ impl Report {
     /// The Services for people: for each port its endpoints, and the Services that are skipped, with the reason.
     pub fn text(&self) -> String {
         let mut text = String::new();
-        for service in &self.services {
-            if let Some(skip) = service.skipped {
-                let _ = writeln!(text, "{} is not served here: {skip}", service.service);
+        for port in self.services.iter().flat_map(|service| &service.ports) {
+            if !text.is_empty() {
+                text.push('\n');
             }
-            for port in &service.ports {
-                if !text.is_empty() {
-                    text.push('\n');
-                }
-                self.write_port(&mut text, port);
-            }
+            self.write_port(&mut text, port);
+        }
+        if !text.is_empty() && self.services.iter().any(|service| service.skipped.is_some()) {
+            text.push('\n');
+        }
+        for (service, skip) in
+            self.services.iter().filter_map(|service| Some((&service.service, service.skipped?)))
+        {
+            let _ = writeln!(text, "{service} is not served: {skip}");
         }
         text
     }

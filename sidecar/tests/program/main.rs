@@ -1,0 +1,18 @@
+//! The real program, run as people run it: from manifests, on this machine, without a cluster or root.
+//! In: files, sockets, signals. Out: what clients, Prometheus and people see. Looks into no process.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a helper of a test fails by panicking, as the test does"
+)]
+
+mod command;
+mod control;
+mod endings;
+mod exposition;
+mod folder;
+mod server;
+mod serving;
+mod sidecar;
