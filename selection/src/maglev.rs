@@ -24,14 +24,17 @@ impl Maglev {
         if walks.is_empty() {
             return None;
         }
-        const FREE: u16 = u16::MAX;
-        let mut table = vec![FREE; ENTRIES];
+        let mut table = vec![0; ENTRIES];
+        // Which entries are taken, in a map that fits the nearest cache: most looks find them so.
+        let mut taken = [0u64; ENTRIES.div_ceil(64)];
         let mut filled = 0;
         while filled < ENTRIES {
             for (member, (next, skip)) in walks.iter_mut().enumerate() {
-                while table[*next as usize] != FREE {
-                    *next = (*next + *skip) % entries;
+                while taken[*next as usize / 64] >> (*next % 64) & 1 == 1 {
+                    *next += *skip;
+                    *next -= if *next >= entries { entries } else { 0 };
                 }
+                taken[*next as usize / 64] |= 1 << (*next % 64);
                 table[*next as usize] = member as u16;
                 filled += 1;
                 if filled == ENTRIES {

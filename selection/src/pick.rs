@@ -259,13 +259,20 @@ impl<'t, H: Health> Choice<'t, '_, H> {
         let one = match (self.port.balance, &self.pool.maglev) {
             (Balance::LeastConnections, _) if n > 1 => {
                 let (a, b) = two_below(draw.hash, n);
-                return (members[a as usize], members[b as usize]);
+                return (self.member(a), self.member(b));
             }
-            (Balance::Maglev, Some(maglev)) => members[maglev.member(client_hash(flow.client.ip()))],
-            (Balance::RoundRobin, _) => members[(draw.turn % u64::from(n)) as usize],
-            _ => members[below((draw.hash >> 32) as u32, n) as usize],
+            (Balance::Maglev, Some(maglev)) => maglev.member(client_hash(flow.client.ip())) as u32,
+            (Balance::RoundRobin, _) => (draw.turn % u64::from(n)) as u32,
+            _ => below((draw.hash >> 32) as u32, n),
         };
-        (one, one)
+        (self.member(one), self.member(one))
+    }
+
+    /// The member at a position of the pool. Mostly every endpoint is one, and the list need not be looked at.
+    #[inline]
+    fn member(&self, at: u32) -> u32 {
+        let members = &self.pool.members;
+        if members.len() == self.port.endpoints.len() { at } else { members[at as usize] }
     }
 
     /// Of two endpoints the one with fewer active connections, a failing one only if both fail.
