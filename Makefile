@@ -31,12 +31,10 @@ lint: ## Check formatting, clippy, the laws of the crates, the wasm builds.
 	@for target in wasm32-wasip1 wasm32-unknown-unknown; do \
 		cargo build -q --locked -p watcher --no-default-features --target $$target || exit 1; done
 
-bench: ## Measure, beside the peers where there are some. Takes about ten minutes.
+bench: ## Measure picks, lookups and changes against their bounds.
 	@.ci/prerequisites build
 	@cargo bench --locked -p selection --bench pick
 	@cargo bench --locked -p watcher --bench store
-	@sidecar/benches/peers
-	@cargo bench --locked -p sidecar --bench relay
 
 fmt: ## Format the code.
 	@cargo fmt --all

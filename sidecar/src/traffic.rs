@@ -223,7 +223,10 @@ mod tests {
         let first = traffic.counters(&web);
         let second = traffic.counters(&web);
         traffic.counters(&db).dropped();
-        (first.opened(), first.opened(), second.opened(), second.closed());
+        first.opened();
+        first.opened();
+        second.opened();
+        second.closed();
         first.received(3);
         second.received(4);
         first.failed(Failure::Ports);

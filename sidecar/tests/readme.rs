@@ -1,6 +1,8 @@
 //! Every command in a `sh` block of the README runs here, as it stands, in the root of the project. `make test` is
 //! what runs this; `console` blocks need a cluster, and the end-to-end tests run what they show.
 
+#![allow(clippy::unwrap_used, reason = "a failure is the test's failure")]
+
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};

@@ -129,7 +129,7 @@ impl Socket {
 
     /// The error that waits on the socket, if any; asking takes it.
     pub(super) fn error(&self) -> Option<Errno> {
-        self.fd().and_then(|fd| sockopt::socket_error(fd)).and_then(|result| result).err()
+        self.fd().and_then(sockopt::socket_error).and_then(|result| result).err()
     }
 
     /// Both ends were passed on: dropping it is an ordinary close.
