@@ -75,7 +75,8 @@ pub enum Failure {
     Timeout,
     /// No way there: `EHOSTUNREACH`, `ENETUNREACH` and the like.
     Unreachable,
-    /// Reset before one byte was relayed.
+    /// Reset before one byte was relayed: another endpoint is tried, but the connection stood, so that nothing is
+    /// held against this one.
     Reset,
     /// This process or machine is out of descriptors or memory; nothing is held against the endpoint.
     Descriptors,
@@ -112,7 +113,7 @@ impl Failure {
 
     /// The endpoint is the one to blame, not this machine.
     pub fn blames_endpoint(self) -> bool {
-        matches!(self, Self::Refused | Self::Timeout | Self::Unreachable | Self::Reset)
+        matches!(self, Self::Refused | Self::Timeout | Self::Unreachable)
     }
 }
 
