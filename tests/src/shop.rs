@@ -9,10 +9,13 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::{Cluster, Namespace, Pod, Sidecar, World, load};
+use crate::{Cluster, Namespace, Pod, Sidecar, World, load, wait_until};
 
 /// How soon a change must be everywhere, on a busy machine.
 pub const SOON: Duration = Duration::from_secs(30);
+
+/// The controllers back off for up to half a minute after an API server that was killed.
+const CONTROLLER: Duration = Duration::from_secs(120);
 
 /// Owning one means that its programs run.
 pub struct Shop {
@@ -48,8 +51,20 @@ impl Shop {
         self.pods.push(pod(world, &self.namespace, number).await);
     }
 
+    /// Waits until the slices have exactly the Pods of the shop, whatever the sidecar knows.
+    pub async fn wait_controller(&self) {
+        wait_until(CONTROLLER, "the controller has seen the Pods", async || {
+            match self.namespace.ready("web").await {
+                Ok(ready) if ready == self.addresses() => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+    }
+
     /// Waits until the sidecar uses exactly the Pods of the shop.
     pub async fn wait_settled(&self) {
+        self.wait_controller().await;
         self.sidecar.wait_endpoints(SOON, &self.service, &self.addresses()).await;
     }
 

@@ -41,13 +41,7 @@ async fn change(world: &World, shop: &mut Shop, number: usize) -> Pod {
     shop.add(world, number).await;
     let old = shop.pods.remove(0);
     old.delete().await;
-    wait_until(SOON, "the controller has seen the change", async || {
-        match shop.namespace.ready("web").await {
-            Ok(ready) if ready == shop.addresses() => Ok(()),
-            other => Err(format!("{other:?}")),
-        }
-    })
-    .await;
+    shop.wait_controller().await;
     old
 }
 
