@@ -1,7 +1,6 @@
 //! Chance as a value: the numbers that a pick decides by, made from a secret seed and the flow. Hashes here are
 //! fixed by definition (SipHash-1-3), so that every build on every machine draws alike.
 
-use std::hash::Hasher;
 use std::net::{IpAddr, SocketAddr};
 
 use siphasher::sip::SipHasher13;
@@ -31,27 +30,35 @@ pub struct Draw {
 impl Draw {
     /// The draw for `flow` at `turn` ([`crate::ServicePort::next_turn`]).
     pub fn new(seed: &Seed, flow: &Flow, turn: u64) -> Self {
-        let mut hasher = SipHasher13::new_with_keys(seed.0, seed.1);
-        let (address, length) = octets(flow.client.ip());
-        hasher.write(&address[..length]);
-        hasher.write(&flow.client.port().to_le_bytes());
-        hasher.write(&turn.to_le_bytes());
-        Self { hash: hasher.finish(), turn }
+        let hasher = SipHasher13::new_with_keys(seed.0, seed.1);
+        // In words, made in registers: what is stored byte by byte stalls the hash that loads it as words.
+        let (port, turn_bits) = (u128::from(flow.client.port()), u128::from(turn) << 64);
+        let hash = match flow.client.ip().to_canonical() {
+            IpAddr::V4(ip) => hasher.hash(&(turn_bits | u128::from(ip.to_bits()) << 16 | port).to_le_bytes()),
+            IpAddr::V6(ip) => {
+                let mut bytes = [0; 32];
+                bytes[..16].copy_from_slice(&ip.octets());
+                bytes[16..].copy_from_slice(&(turn_bits | port).to_le_bytes());
+                hasher.hash(&bytes)
+            }
+        };
+        Self { hash, turn }
     }
 }
 
 /// The hash of the client that Maglev looks up: its address without the port, with a fixed key, so that
 /// different hosts agree.
 pub fn client_hash(client: IpAddr) -> u64 {
-    let (address, length) = octets(client);
-    fixed_hash(&address[..length])
+    match client.to_canonical() {
+        IpAddr::V4(ip) => fixed_hash(&ip.octets()),
+        IpAddr::V6(ip) => fixed_hash(&ip.octets()),
+    }
 }
 
 /// SipHash-1-3 of `bytes` under the fixed key (0, 0).
+#[inline]
 pub fn fixed_hash(bytes: &[u8]) -> u64 {
-    let mut hasher = SipHasher13::new_with_keys(0, 0);
-    hasher.write(bytes);
-    hasher.finish()
+    SipHasher13::new_with_keys(0, 0).hash(bytes)
 }
 
 /// The next of a series of numbers that begins with `hash`: splitmix64.
@@ -65,16 +72,4 @@ pub(crate) fn mix(hash: u64) -> u64 {
 /// A number below `n` (which is not 0) from the 32 bits of `bits`: multiply and shift, no division.
 pub(crate) fn below(bits: u32, n: u32) -> u32 {
     ((u64::from(bits) * u64::from(n)) >> 32) as u32
-}
-
-/// The octets of `ip`, IPv4 written as IPv6 taken as IPv4, and how many there are.
-fn octets(ip: IpAddr) -> ([u8; 16], usize) {
-    match ip.to_canonical() {
-        IpAddr::V4(v4) => {
-            let mut bytes = [0; 16];
-            bytes[..4].copy_from_slice(&v4.octets());
-            (bytes, 4)
-        }
-        IpAddr::V6(v6) => (v6.octets(), 16),
-    }
 }
