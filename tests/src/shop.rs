@@ -42,6 +42,7 @@ impl Shop {
         let listen = format!("8080={service}:80");
         let sidecar = Sidecar::ready(world, &namespace.cluster.kubeconfig(), &[&listen]).await;
         let shop = Shop { sidecar, pods: running, namespace, service };
+        shop.wait_controller().await;
         shop.wait_settled().await;
         shop
     }
@@ -64,7 +65,6 @@ impl Shop {
 
     /// Waits until the sidecar uses exactly the Pods of the shop.
     pub async fn wait_settled(&self) {
-        self.wait_controller().await;
         self.sidecar.wait_endpoints(SOON, &self.service, &self.addresses()).await;
     }
 
