@@ -35,6 +35,8 @@ bench: ## Measure picks, lookups and changes against their bounds.
 	@.ci/prerequisites build
 	@cargo bench --locked -p selection --bench pick
 	@cargo bench --locked -p watcher --bench store
+	@sidecar/benches/peers
+	@cargo bench --locked -p sidecar --bench relay
 
 fmt: ## Format the code.
 	@cargo fmt --all
