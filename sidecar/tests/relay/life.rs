@@ -98,6 +98,9 @@ fn a_drain_takes_those_that_wait_and_lets_open_connections_end() {
     let draining = thread::spawn(move || world.drain(Duration::from_secs(60)));
     // Every client that had connected is served, those included that nobody had accepted yet.
     let endpoints: Vec<TcpStream> = clients.iter().map(|_| accept(&listener)).collect();
+    // Who asks below whether anybody listens may be served too: at an endpoint that refuses or resets them, or
+    // they would stay open for as long as nobody takes them there.
+    drop(listener);
     eventually("nobody listens", || match TcpStream::connect(front) {
         Ok(_) => Err("connected".into()),
         Err(_) => Ok(()),
