@@ -1,6 +1,8 @@
 //! The command line as it is typed: flags, their environment variables, help. In: argv. Out: words.
 //! Never judges a value beyond its shape; [`crate::config`] does, in one place.
 
+use std::path::PathBuf;
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Balances connections to Kubernetes Services over their endpoints.
@@ -60,6 +62,10 @@ pub struct SidecarArguments {
     /// How long open connections may go on after SIGTERM before they are reset
     #[arg(long, env = "REMORA_DRAIN_TIMEOUT", default_value = "30s", value_name = "DURATION")]
     pub drain_timeout: String,
+    /// A path at which the listening sockets are offered to a successor: start another one with the same path,
+    /// and it takes over without a client noticing
+    #[arg(long, env = "REMORA_HANDOVER", value_name = "PATH")]
+    pub handover: Option<PathBuf>,
     /// How log lines look, on standard error
     #[arg(long, env = "REMORA_LOG_FORMAT", default_value = "text", value_name = "FORMAT")]
     pub log_format: LogFormat,

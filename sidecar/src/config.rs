@@ -7,6 +7,7 @@ mod listen;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use selection::{Here, Protocol, ServiceName};
@@ -42,6 +43,8 @@ pub struct Sidecar {
     pub connect_timeout: Duration,
     /// How long open connections may go on after SIGTERM.
     pub drain_timeout: Duration,
+    /// Where an earlier process hands over, and this one to a later.
+    pub handover: Option<PathBuf>,
     /// How log lines look.
     pub log_format: LogFormat,
     /// Which log lines.
@@ -164,6 +167,7 @@ impl Sidecar {
             admin,
             connect_timeout: positive("connect-timeout", &typed.connect_timeout, "5s")?,
             drain_timeout: duration("drain-timeout", &typed.drain_timeout, "30s")?,
+            handover: typed.handover.filter(|path| !path.as_os_str().is_empty()),
             log_format: typed.log_format,
             log_level: level,
             log_connections: typed.log_connections,

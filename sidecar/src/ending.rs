@@ -2,10 +2,11 @@
 //! it ends when the last connection has.
 //!
 //! ```text
-//! running ──SIGTERM or SIGINT──▶ draining ──last connection ended──▶ ended, exit 0
-//!                                    └──drain timeout, or a second signal──▶ the rest is reset ──▶ ended, exit 0
+//! running ──SIGTERM or SIGINT, or a successor serves──▶ draining ──last connection ended──▶ ended, exit 0
+//!                        drain timeout, or a second signal └──▶ the rest is reset ──▶ ended, exit 0
 //! ```
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -14,34 +15,53 @@ use pingora_core::services::Service;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::handover::Offer;
 use crate::health::Draining;
 use crate::tcp::Running;
+
+/// Who asked for the end.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Asked {
+    /// Signals so far.
+    pub signals: u32,
+    /// Another process serves in the place of this one.
+    pub succeeded: bool,
+}
+
+impl Asked {
+    /// Whether anybody has.
+    pub fn to_end(&self) -> bool {
+        self.signals > 0 || self.succeeded
+    }
+}
 
 /// Counts the signals that ask for the end. Heard from the moment that this was made.
 ///
 /// # Errors
 /// If the system refuses to tell of signals. Needs a runtime around it, which must go on running.
-pub fn signals() -> std::io::Result<watch::Receiver<u32>> {
+pub fn signals() -> std::io::Result<Arc<watch::Sender<Asked>>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let (count, counted) = watch::channel(0);
+    let asked = Arc::new(watch::Sender::new(Asked::default()));
+    let asking = Arc::clone(&asked);
     tokio::spawn(async move {
         loop {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            count.send_modify(|count| *count += 1);
+            asking.send_modify(|asked| asked.signals += 1);
         }
     });
-    Ok(counted)
+    Ok(asked)
 }
 
 /// The data plane as a Pingora service: serves until the process is asked to end, then drains.
 pub struct DataPlane {
     running: Option<Running>,
     drain_timeout: Duration,
-    signals: watch::Receiver<u32>,
+    asked: watch::Receiver<Asked>,
+    offer: Option<Offer>,
     draining: Draining,
     ended: watch::Sender<bool>,
 }
@@ -54,19 +74,23 @@ impl DataPlane {
     pub fn new(
         running: Running,
         drain_timeout: Duration,
-        signals: watch::Receiver<u32>,
+        asked: watch::Receiver<Asked>,
+        offer: Option<Offer>,
         draining: Draining,
     ) -> (Self, UntilDrained) {
         let (ended, has_ended) = watch::channel(false);
-        let service = Self { running: Some(running), drain_timeout, signals, draining, ended };
+        let service = Self { running: Some(running), drain_timeout, asked, offer, draining, ended };
         (service, UntilDrained(has_ended))
     }
 
     async fn drain(&mut self, running: Running) {
         self.draining.begin();
+        if let Some(offer) = &self.offer {
+            offer.withdraw();
+        }
         let active = running.active();
         tracing::info!(connections = active, timeout = ?self.drain_timeout, "draining: no new connections");
-        let again = *self.signals.borrow() + 1;
+        let before = self.asked.borrow().signals;
         tokio::select! {
             drained = running.drain(self.drain_timeout) => {
                 if drained.reset > 0 {
@@ -74,8 +98,8 @@ impl DataPlane {
                 }
             }
             // Dropping the data plane resets what is open.
-            _ = self.signals.wait_for(|count| *count >= again) => {
-                tracing::warn!("asked to end a second time: reset what was open");
+            _ = self.asked.wait_for(|asked| asked.signals > before) => {
+                tracing::warn!("asked to end again: reset what was open");
             }
         }
     }
@@ -85,7 +109,7 @@ impl DataPlane {
 impl Service for DataPlane {
     async fn start_service(&mut self, _: Option<ListenFds>, _: ShutdownWatch, _: usize) {
         // Fails only if nobody hears signals any more, and then ending is the best that can be done.
-        let _ = self.signals.wait_for(|count| *count > 0).await;
+        let _ = self.asked.wait_for(Asked::to_end).await;
         if let Some(running) = self.running.take() {
             self.drain(running).await;
         }

@@ -16,6 +16,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
+use crate::handover::{Inherited, Role};
+
 /// Connections at once; more wait in the kernel.
 const CONNECTIONS: usize = 64;
 /// For the request's line and headers.
@@ -85,11 +87,19 @@ pub struct Error {
     source: std::io::Error,
 }
 
-/// Takes `address`, so that nobody else can, for what the flag `flag` serves.
+/// Takes `address`, so that nobody else can, for what the flag `flag` serves; from an earlier process, if that
+/// handed it over.
 ///
 /// # Errors
 /// If the address cannot be had.
-pub fn bind(flag: &'static str, address: SocketAddr) -> Result<std::net::TcpListener, Error> {
+pub fn bind(
+    flag: &'static str,
+    address: SocketAddr,
+    inherited: &mut Inherited,
+) -> Result<std::net::TcpListener, Error> {
+    if let Some(listener) = inherited.claim(Role::Http, address).pop() {
+        return Ok(listener);
+    }
     let bound = std::net::TcpListener::bind(address).or_else(|error| {
         // A machine without IPv6 has no "every address" but that of IPv4.
         let has_no_ipv6 = error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error());

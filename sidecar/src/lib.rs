@@ -7,6 +7,7 @@ pub mod config;
 pub mod ending;
 pub mod endpoints;
 pub mod explain;
+pub mod handover;
 pub mod health;
 pub mod http;
 pub mod listeners;

@@ -18,11 +18,13 @@ use pingora_core::server::{ListenFds, RunArgs, Server, ShutdownWatch};
 use pingora_core::services::Service;
 use rustix::process::Resource;
 use selection::{Seed, ServiceName};
-use watcher::Scope;
+use tokio::sync::watch;
+use watcher::{Scope, Watch};
 
 use crate::admin::{Admin, Secret};
 use crate::config::Sidecar;
-use crate::ending::{self, DataPlane};
+use crate::ending::{self, Asked, DataPlane};
+use crate::handover::{self, Held, Inherited, Offer, Role};
 use crate::health::{Draining, Health};
 use crate::http::{self, Answers};
 use crate::metrics::Metrics;
@@ -39,6 +41,9 @@ pub enum Error {
     /// An address of the control plane.
     #[error(transparent)]
     Http(#[from] http::Error),
+    /// The process before or after this one.
+    #[error(transparent)]
+    Handover(#[from] handover::Error),
     /// The source.
     #[error(transparent)]
     Source(#[from] watcher::Error),
@@ -60,7 +65,7 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
         .enable_all()
         .build()
         .map_err(|error| Error::System("start the control thread", error))?;
-    let signals = {
+    let asked = {
         let _inside = control.enter();
         ending::signals().map_err(|error| Error::System("hear signals", error))?
     };
@@ -75,32 +80,44 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
         log_connections: config.log_connections,
         ..tcp::Settings::default()
     };
-    let bound = tcp::bind(&config.listens, settings)?;
+    let mut inherited = config.handover.as_deref().map(Inherited::take).transpose()?.unwrap_or_default();
+    let bound = tcp::bind(&config.listens, settings, &mut inherited)?;
     let listens = with_addresses(&config.listens, &bound.addresses());
-    let health = config.health.map(|address| http::bind("health", address)).transpose()?;
-    let admin = config.admin.map(|address| http::bind("admin", address)).transpose()?;
+    let mut bind = |flag, address| http::bind(flag, address, &mut inherited);
+    let health = config.health.map(|address| bind("health", address)).transpose()?;
+    let admin = config.admin.map(|address| bind("admin", address)).transpose()?;
 
     let source = config.source.to_string();
     let watch = control.block_on(watcher::start(config.source, scope(&listens), config.here.clone()))?;
     control.spawn(listeners::tell(watch.clone(), listens.clone()));
+    if inherited.is_from_somebody() && !control.block_on(is_synced(&watch, &asked)) {
+        return Ok(());
+    }
+    let offered = config.handover.is_some().then(|| held(&bound, [&health, &admin])).transpose()?;
     let traffic = Arc::new(Traffic::default());
     let running = bound.run(&watch.tables, &traffic)?;
+    inherited.serves();
+    let asking = Arc::clone(&asked);
+    let succeeded = move || asking.send_modify(|asked| asked.succeeded = true);
+    let offer =
+        config.handover.zip(offered).map(|(path, held)| Offer::new(&path, held, succeeded)).transpose()?;
     announce(&listens, health.as_ref(), admin.as_ref());
 
     let mut server = Server::new_with_opt_and_conf(None, ServerConf { threads: 1, ..ServerConf::default() });
     server.bootstrap();
     let draining = Draining::default();
-    let (data, until_drained) = DataPlane::new(running, config.drain_timeout, signals, draining.clone());
+    let (data, until_drained) =
+        DataPlane::new(running, config.drain_timeout, asked.subscribe(), offer, draining.clone());
     server.add_service(data);
     if let Some(listener) = health {
         let metrics = Metrics::new(watch.clone(), Arc::clone(&traffic), listens.clone(), origin);
         let answers = Health { watch: watch.clone(), metrics, draining };
-        server.add_service(Control::new("health", listener, answers));
+        server.add_service(Control::new("health", listener, answers, &asked));
     }
     if let Some(listener) = admin {
         let here = config.here;
         let answers = Admin { watch, traffic, listens, source, here, secret: Secret(seed), origin };
-        server.add_service(Control::new("admin", listener, answers));
+        server.add_service(Control::new("admin", listener, answers, &asked));
     }
     server.run(RunArgs { shutdown_signal: Box::new(until_drained) });
     control.shutdown_background();
@@ -112,21 +129,26 @@ struct Control<A> {
     name: &'static str,
     listener: Option<TcpListener>,
     answers: Arc<A>,
+    asked: watch::Receiver<Asked>,
 }
 
 impl<A> Control<A> {
-    fn new(name: &'static str, listener: TcpListener, answers: A) -> Self {
-        Self { name, listener: Some(listener), answers: Arc::new(answers) }
+    fn new(name: &'static str, listener: TcpListener, answers: A, asked: &watch::Sender<Asked>) -> Self {
+        Self { name, listener: Some(listener), answers: Arc::new(answers), asked: asked.subscribe() }
     }
 }
 
 #[async_trait]
 impl<A: Answers> Service for Control<A> {
-    /// Answers until the runtime ends: also while connections drain.
+    /// Answers until the runtime ends, also while connections drain, or until a successor answers.
     async fn start_service(&mut self, _: Option<ListenFds>, _: ShutdownWatch, _: usize) {
         let Some(listener) = self.listener.take() else { return };
-        let Err(error) = http::serve(listener, Arc::clone(&self.answers)).await;
-        tracing::error!(%error, "cannot answer on the {} address; restart to try again", self.name);
+        tokio::select! {
+            Err(error) = http::serve(listener, Arc::clone(&self.answers)) => {
+                tracing::error!(%error, "cannot answer on the {} address; restart to try again", self.name);
+            }
+            _ = self.asked.wait_for(|asked| asked.succeeded) => {}
+        }
     }
 
     fn name(&self) -> &str {
@@ -136,6 +158,24 @@ impl<A: Answers> Service for Control<A> {
     fn threads(&self) -> Option<usize> {
         Some(1)
     }
+}
+
+/// Waits for the first table; tells whether it came before this process was asked to end.
+async fn is_synced(watch: &Watch, asked: &watch::Sender<Asked>) -> bool {
+    let mut asked = asked.subscribe();
+    tracing::info!("an earlier process serves until the first table is here");
+    tokio::select! {
+        () = watch.tables.synced() => true,
+        _ = asked.wait_for(Asked::to_end) => false,
+    }
+}
+
+/// Every listening socket once more.
+fn held(bound: &tcp::Bound, control: [&Option<TcpListener>; 2]) -> Result<Vec<Held>, Error> {
+    let http = control.into_iter().flatten();
+    let http = http.map(|socket| Ok((Role::Http, socket.local_addr()?, socket.try_clone()?)));
+    let all = bound.held().and_then(|tcp| tcp.into_iter().map(Ok).chain(http).collect());
+    all.map_err(|error| Error::System("offer the listening sockets to a successor", error))
 }
 
 /// What the listeners need; everything if there are none.

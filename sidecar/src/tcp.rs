@@ -30,6 +30,7 @@ use watcher::Tables;
 
 use self::pins::Pins;
 use self::worker::{Plan, Stage};
+use crate::handover::{Held, Inherited, Role};
 use crate::traffic::Traffic;
 
 /// One way in: an address of this machine that stands for a Service port, by its `ClusterIP` path.
@@ -65,8 +66,8 @@ pub struct Settings {
 /// Listeners that hold their addresses; clients that connect wait. Owning one means that nobody else gets them.
 pub struct Bound {
     listens: Vec<Listen>,
-    /// Per worker, one listener for each of `listens`.
-    sockets: Vec<Vec<std::net::TcpListener>>,
+    /// Per worker, its listeners, each with the place of its address in `listens`.
+    sockets: Vec<Vec<(usize, std::net::TcpListener)>>,
     settings: Settings,
 }
 
@@ -133,18 +134,28 @@ impl Default for Settings {
 }
 
 /// Takes the address of every one of `listens`, for each worker, so that a client can connect from here on; it
-/// is served once [`Bound::run`] was called.
+/// is served once [`Bound::run`] was called. Sockets that an earlier process listens on there are taken from
+/// `inherited`, all of them: clients wait in each.
 ///
 /// # Errors
 /// The first address that cannot be had, and what to do about it.
-pub fn bind(listens: &[Listen], settings: Settings) -> Result<Bound, Error> {
-    listener::bind(listens, settings)
+pub fn bind(listens: &[Listen], settings: Settings, inherited: &mut Inherited) -> Result<Bound, Error> {
+    listener::bind(listens, settings, inherited)
 }
 
 impl Bound {
     /// Where each of the listens came to listen, in their order.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.listens.iter().map(|listen| listen.address).collect()
+    }
+
+    /// The sockets once more, for a successor of this process.
+    ///
+    /// # Errors
+    /// If there are no descriptors left.
+    pub fn held(&self) -> std::io::Result<Vec<Held>> {
+        let sockets = self.sockets.iter().flatten();
+        sockets.map(|(at, socket)| Ok((Role::Tcp, self.listens[*at].address, socket.try_clone()?))).collect()
     }
 
     /// Starts the data threads. They need no runtime around them.
@@ -159,7 +170,10 @@ impl Bound {
         for (n, sockets) in self.sockets.into_iter().enumerate() {
             let plan = Plan {
                 settings: self.settings.clone(),
-                listeners: self.listens.iter().cloned().zip(sockets).collect(),
+                listeners: sockets
+                    .into_iter()
+                    .map(|(at, socket)| (self.listens[at].clone(), socket))
+                    .collect(),
                 tables: tables.clone(),
                 pins: Arc::clone(&pins),
                 traffic: Arc::clone(traffic),

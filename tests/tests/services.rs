@@ -1,6 +1,8 @@
 //! What a Service is to Remora, told by a real API server: kube-proxy's rules, live.
 
+use k8s_openapi::api::core::v1::Endpoints;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::json;
 use tests::cluster::create;
@@ -15,6 +17,7 @@ tests::tests! {
     a_service_made_after_the_sidecar_is_served,
     a_service_left_to_another_proxy_is_not_served,
     slices_labelled_headless_are_not_used,
+    a_port_name_means_another_number_in_each_mirrored_slice,
     a_service_changes_its_type_and_back,
     an_endpoint_that_is_not_ready_is_not_used,
     terminating_endpoints_serve_when_there_are_no_others,
@@ -146,6 +149,33 @@ async fn slices_labelled_headless_are_not_used(world: World) {
     patched.expect("the slice is labelled");
     shop.wait_settled().await;
     shop.assert_served_by(&["web-0"]).await;
+}
+
+async fn a_port_name_means_another_number_in_each_mirrored_slice(world: World) {
+    let namespace = Namespace::new(Cluster::shared().await).await;
+    let ports = json!({"selector": null, "ports": [{"name": "web", "port": 80}]});
+    namespace.service("web", ports).await;
+    let (old, new) = (Host::new(&world, "old"), Host::new(&world, "new"));
+    let _servers = (
+        tests::pods::serve(&world, &old, "old", 9000).await,
+        tests::pods::serve(&world, &new, "new", 9001).await,
+    );
+    let subset = |host: &Host, port: u16| {
+        json!({"addresses": [{"ip": host.ip4()}], "ports": [{"name": "web", "port": port}]})
+    };
+    let subsets = json!({"metadata": {"name": "web"}, "subsets": [subset(&old, 9000), subset(&new, 9001)]});
+    create::<Endpoints>(&Api::namespaced(namespace.client.clone(), &namespace.name), subsets).await;
+    let listen = format!("8080={}/web:web", namespace.name);
+    let sidecar = Sidecar::ready(&world, &namespace.cluster.kubeconfig(), &[&listen]).await;
+    let service = format!("{}/web", namespace.name);
+    let mut both = [format!("{}:9000", old.ip4()), format!("{}:9001", new.ip4())];
+    both.sort();
+    sidecar.wait_endpoints(SOON, &service, &both).await;
+    let mut answers = std::collections::BTreeSet::new();
+    for _ in 0..40 {
+        answers.insert(load::connect(sidecar.address(8080)).await.expect("an answer"));
+    }
+    assert_eq!(answers.into_iter().collect::<Vec<_>>(), ["new", "old"]);
 }
 
 async fn a_service_changes_its_type_and_back(world: World) {

@@ -1,4 +1,4 @@
-//! Takes the addresses: for each one listener a worker. In: addresses. Out: sockets that listen, or an error
+//! Takes the addresses: for each one listener a worker, or what an earlier process had. In: addresses. Out: sockets that listen, or an error
 //! that says whose port it is. Never accepts.
 
 use std::io;
@@ -8,6 +8,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use super::{Bound, Error, Listen, Settings};
+use crate::handover::{Inherited, Role};
 
 /// Handshakes that wait in one listener's queue; the system caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -28,7 +29,11 @@ pub(super) fn keepalive() -> TcpKeepalive {
 }
 
 /// See [`super::bind`].
-pub(super) fn bind(listens: &[Listen], mut settings: Settings) -> Result<Bound, Error> {
+pub(super) fn bind(
+    listens: &[Listen],
+    mut settings: Settings,
+    inherited: &mut Inherited,
+) -> Result<Bound, Error> {
     settings.workers = settings.workers.max(1);
     let mut bound = Bound {
         listens: Vec::with_capacity(listens.len()),
@@ -37,12 +42,18 @@ pub(super) fn bind(listens: &[Listen], mut settings: Settings) -> Result<Bound, 
     };
     for listen in listens {
         let failed = |source: io::Error| explain(listen, source);
-        let first = take(listen.address).map_err(failed)?;
-        let address = first.local_addr().map_err(failed)?;
-        let mut first = Some(first);
-        for sockets in &mut bound.sockets {
-            let socket = first.take().map_or_else(|| join(address), Ok).map_err(failed)?;
-            sockets.push(socket);
+        let mut sockets = inherited.claim(Role::Tcp, listen.address);
+        if sockets.is_empty() {
+            sockets.push(take(listen.address).map_err(failed)?);
+        }
+        let address = sockets[0].local_addr().map_err(failed)?;
+        while sockets.len() < bound.sockets.len() {
+            sockets.push(join(address).map_err(failed)?);
+        }
+        // More sockets than workers, from a process that had more: a worker takes several.
+        let workers = bound.sockets.len();
+        for (n, socket) in sockets.into_iter().enumerate() {
+            bound.sockets[n % workers].push((bound.listens.len(), socket));
         }
         bound.listens.push(Listen { address, ..listen.clone() });
     }

@@ -29,18 +29,10 @@ fn it_is_ready_from_the_first_table_on() {
 #[test]
 fn without_a_table_it_lives_but_is_not_ready_and_its_connections_are_reset_in_time() {
     let folder = Folder::new();
-    // Nobody listens on port 1.
-    let server = "server: http://127.0.0.1:1";
-    let kubeconfig = format!(
-        "{{apiVersion: v1, kind: Config, current-context: c, clusters: [{{name: k, cluster: {{{server}}}}}], \
-         users: [{{name: u, user: {{}}}}], contexts: [{{name: c, context: {{cluster: k, user: u}}}}]}}"
-    );
-    folder.put("kubeconfig", &kubeconfig);
-    let path = folder.source().replace("manifests:", "") + "/kubeconfig";
     let sidecar = Sidecar::start_with(
         &["--source", "kube", "--listen", "127.0.0.1:0=shop/web:80", "--connect-timeout", "300ms"],
         |command| {
-            command.env("KUBECONFIG", path);
+            command.env("KUBECONFIG", folder.hopeless_kubeconfig());
         },
     );
     let body = until("the broken source is told", || match sidecar.health("/readyz") {

@@ -29,6 +29,23 @@ impl Folder {
         fs::rename(next, self.0.join("served").join(name)).unwrap();
     }
 
+    /// A path in it where no manifest is looked for.
+    pub(crate) fn path(&self, name: &str) -> String {
+        self.0.join(name).display().to_string()
+    }
+
+    /// The path of a kubeconfig of an API server that is not there: nobody listens on port 1.
+    pub(crate) fn hopeless_kubeconfig(&self) -> String {
+        let server = "server: http://127.0.0.1:1";
+        let text = format!(
+            "{{apiVersion: v1, kind: Config, current-context: c, clusters: [{{name: k, cluster: {{{server}}}}}], \
+             users: [{{name: u, user: {{}}}}], contexts: [{{name: c, context: {{cluster: k, user: u}}}}]}}"
+        );
+        let path = self.path("kubeconfig");
+        fs::write(&path, text).unwrap();
+        path
+    }
+
     /// The Service shop/web, port http 80, with these endpoints on `port`, all ready.
     pub(crate) fn put_web(&self, ips: &[&str], port: u16) {
         let mut text = String::from(

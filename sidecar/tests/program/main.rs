@@ -13,6 +13,7 @@ mod control;
 mod endings;
 mod exposition;
 mod folder;
+mod handover;
 mod server;
 mod serving;
 mod sidecar;

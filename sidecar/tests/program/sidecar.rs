@@ -56,14 +56,17 @@ pub(crate) fn until<T>(what: &str, mut ask: impl FnMut() -> Result<T, String>) -
 }
 
 impl Sidecar {
-    /// Starts one with health and admin on free ports, and waits for it to say which.
+    /// Starts one with health and admin on free ports, unless `arguments` say where, and waits for it to say which.
     pub(crate) fn start(arguments: &[&str]) -> Self {
         Self::start_with(arguments, |_| ())
     }
 
     /// The same, with `prepare` for its environment.
     pub(crate) fn start_with(arguments: &[&str], prepare: impl FnOnce(&mut Command)) -> Self {
-        let mut command = remora(&["sidecar", "--health", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+        let mut command = remora(&["sidecar"]);
+        for flag in ["--health", "--admin"].iter().filter(|flag| !arguments.contains(flag)) {
+            command.args([flag, "127.0.0.1:0"]);
+        }
         prepare(&mut command);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();

@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use selection::ServiceName;
+use sidecar::handover::Inherited;
 use sidecar::tcp::{self, Listen, Settings};
 
 use crate::world::{
@@ -18,10 +19,10 @@ fn listen(address: &str) -> Listen {
 
 #[test]
 fn an_address_that_somebody_has_is_not_shared_with_them() {
-    let others = tcp::bind(&[listen("127.0.0.1:0")], Settings::default()).unwrap();
+    let others = tcp::bind(&[listen("127.0.0.1:0")], Settings::default(), &mut Inherited::default()).unwrap();
     let [address] = others.addresses()[..] else { panic!("one address") };
     for taken in [address.to_string(), format!("0.0.0.0:{}", address.port())] {
-        let Err(error) = tcp::bind(&[listen(&taken)], Settings::default()) else {
+        let Err(error) = tcp::bind(&[listen(&taken)], Settings::default(), &mut Inherited::default()) else {
             panic!("{taken} was bound although {address} is held with SO_REUSEPORT")
         };
         assert!(error.to_string().contains("another program"), "{error}");
@@ -31,14 +32,18 @@ fn an_address_that_somebody_has_is_not_shared_with_them() {
 
 #[test]
 fn an_address_that_cannot_be_had_is_named() {
-    let Err(error) = tcp::bind(&[listen("192.0.2.1:80")], Settings::default()) else { panic!("bound") };
+    let Err(error) = tcp::bind(&[listen("192.0.2.1:80")], Settings::default(), &mut Inherited::default())
+    else {
+        panic!("bound")
+    };
     assert!(error.to_string().contains("cannot listen on 192.0.2.1:80 for shop/web"), "{error}");
 }
 
 #[test]
 fn every_thread_listens_on_the_free_port_that_the_first_got() {
     let settings = Settings { workers: 4, ..Settings::default() };
-    let bound = tcp::bind(&[listen("127.0.0.1:0"), listen("[::1]:0")], settings).unwrap();
+    let bound =
+        tcp::bind(&[listen("127.0.0.1:0"), listen("[::1]:0")], settings, &mut Inherited::default()).unwrap();
     let addresses = bound.addresses();
     assert_eq!(addresses.len(), 2);
     for address in addresses {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use selection::{
     Balance, Change, Fact, Family, Here, Kind, Port, Protocol, Service, ServiceName, Slice, SlicePort,
 };
+use sidecar::handover::Inherited;
 use sidecar::tcp::{self, Drained, Listen, Running, Settings};
 use sidecar::traffic::{Counts, Traffic};
 use socket2::{Domain, Socket, Type};
@@ -46,7 +47,10 @@ impl World {
             port: "80".into(),
         };
         let (tables, traffic) = (Tables::default(), Arc::new(Traffic::default()));
-        let running = tcp::bind(&[listen], settings).unwrap().run(&tables, &traffic).unwrap();
+        let running = tcp::bind(&[listen], settings, &mut Inherited::default())
+            .unwrap()
+            .run(&tables, &traffic)
+            .unwrap();
         Self { address: running.addresses()[0], tables, traffic, running }
     }
 
