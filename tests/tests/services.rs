@@ -160,9 +160,7 @@ async fn a_port_name_means_another_number_in_each_mirrored_slice(world: World) {
         tests::pods::serve(&world, &old, "old", 9000).await,
         tests::pods::serve(&world, &new, "new", 9001).await,
     );
-    let subset = |host: &Host, port: u16| {
-        json!({"addresses": [{"ip": host.ip4()}], "ports": [{"name": "web", "port": port}]})
-    };
+    let subset = |host: &Host, port: u16| json!({"addresses": [{"ip": host.ip4()}], "ports": [{"name": "web", "port": port}]});
     let subsets = json!({"metadata": {"name": "web"}, "subsets": [subset(&old, 9000), subset(&new, 9001)]});
     create::<Endpoints>(&Api::namespaced(namespace.client.clone(), &namespace.name), subsets).await;
     let listen = format!("8080={}/web:web", namespace.name);

@@ -156,7 +156,6 @@ async fn connect(
             return Err(failed(errno));
         }
     }
-    socket.keep_alive();
     Ok(socket)
 }
 

@@ -104,6 +104,12 @@ impl Relay {
         Self { client, endpoint, up: Way { pending, ..Way::default() }, down: Way::default() }
     }
 
+    /// Has the system ask an endpoint that is silent whether it is still there; the client's side inherited that
+    /// from its listener.
+    pub(super) fn keep_alive(&self) {
+        self.endpoint.keep_alive();
+    }
+
     /// Moves what can be moved. Ready once the relay has ended.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, tools: &mut Tools, counters: &Counters) -> Poll<End> {
         use Progress::{Nothing, Receiver, Sender, SenderReset};

@@ -6,13 +6,15 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use selection::Millis;
+use tokio::runtime::LocalOptions;
 use tokio::sync::{Notify, watch};
-use tokio::task::{LocalSet, spawn_local, yield_now};
+use tokio::task::{spawn_local, yield_now};
 use tokio::time::{sleep, timeout};
 use watcher::{Reader, Tables};
 
@@ -68,17 +70,16 @@ pub(super) struct Worker {
     tables: Tables,
 }
 
-/// Runs one data thread to its end; returns how many connections it had to reset.
-pub(super) fn run(runtime: &tokio::runtime::Runtime, plan: Plan) -> io::Result<usize> {
-    let local = LocalSet::new();
-    let result = local.block_on(runtime, serve(plan));
+/// Runs one data thread to its end; returns how many connections it had to reset. Calls `serving` once it serves,
+/// unless it cannot.
+pub(super) fn run(plan: Plan, serving: impl FnOnce()) -> io::Result<usize> {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_io().enable_time().build_local(LocalOptions::default())?;
     // With the tasks that are left go their sockets, which resets them.
-    let _entered = runtime.enter();
-    drop(local);
-    result
+    runtime.block_on(serve(plan, serving))
 }
 
-async fn serve(plan: Plan) -> io::Result<usize> {
+async fn serve(plan: Plan, serving: impl FnOnce()) -> io::Result<usize> {
     let Plan { settings, listeners, tables, pins, traffic, mut stage } = plan;
     let worker = Rc::new(Worker {
         settings,
@@ -95,6 +96,7 @@ async fn serve(plan: Plan) -> io::Result<usize> {
         let listener = door::watch(listener)?;
         attending.push(spawn_local(attend(Rc::clone(&worker), door, listener, stage.clone())));
     }
+    serving();
     for door in attending {
         // Ends with the stage; a panic in it ends this door, not the others.
         drop(door.await);
@@ -210,9 +212,16 @@ async fn connection(mut client: Socket, spare: Spare, mut account: Account) {
         return;
     }
     let mut relay = Relay::new(client, endpoint, pending);
+    let mut settled = pin!(sleep(account.worker.settings.keep_alive_after));
+    let mut is_settled = false;
     let end = poll_fn(|cx| {
         let worker = &account.worker;
-        relay.poll(cx, &mut worker.tools.borrow_mut(), &account.door.counters)
+        let end = relay.poll(cx, &mut worker.tools.borrow_mut(), &account.door.counters);
+        if end.is_pending() && !is_settled && settled.as_mut().poll(cx).is_ready() {
+            is_settled = true;
+            relay.keep_alive();
+        }
+        end
     })
     .await;
     account.end = End::Relayed(end);

@@ -140,6 +140,28 @@ fn a_data_plane_without_connections_drains_at_once() {
 }
 
 #[test]
+fn both_sides_of_a_settled_connection_are_asked_whether_they_are_still_there() {
+    let (listener, address) = listener();
+    let settings = Settings { keep_alive_after: Duration::from_millis(50), ..Settings::default() };
+    let world = World::with(settings, service(), &[address]);
+    let (client, _endpoint) = (world.connect(), accept(&listener));
+    for other_end in [client.local_addr().unwrap(), address] {
+        eventually("the system has a keep-alive timer for it", || {
+            let sockets = std::fs::read_to_string("/proc/net/tcp").unwrap();
+            // `sl local_address rem_address st tx:rx tr:when`; timer 02 is keep-alive, see proc(5).
+            let remote = format!("0100007F:{:04X}", other_end.port());
+            let ours = sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+            let timers: Vec<_> = ours.filter(|f| f[2] == remote).map(|f| f[5].to_owned()).collect();
+            if timers.iter().any(|timer| timer.starts_with("02:")) {
+                Ok(())
+            } else {
+                Err(format!("{timers:?}"))
+            }
+        });
+    }
+}
+
+#[test]
 fn an_idle_connection_is_kept() {
     let endpoint = endpoint(|mut stream| {
         let mut bytes = [0; 1];
