@@ -163,7 +163,12 @@ async fn a_missing_permission_is_named_and_waited_for(world: World) {
 
 /// How many streaming lists of EndpointSlices an API server has served.
 async fn streamed(cluster: &Cluster) -> u64 {
-    let metrics = cluster.get("/metrics").await.expect("metrics");
+    // An API server that was killed and started again has been seen to sit on this request for its full minute.
+    let metrics = wait_until(RECOVERY, "the API server tells its metrics", async || {
+        let asked = tokio::time::timeout(Duration::from_secs(10), cluster.get("/metrics")).await;
+        asked.unwrap_or_else(|_| Err("no answer within 10 s".to_owned()))
+    })
+    .await;
     let ours = |line: &&str| {
         line.starts_with("apiserver_watch_list_duration_seconds_count")
             && line.contains(r#"resource="endpointslices""#)
