@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod arguments;
 pub mod ask;
+pub mod capture;
 pub mod config;
 pub mod ending;
 pub mod endpoints;
