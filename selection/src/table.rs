@@ -90,6 +90,14 @@ impl Table {
         self.shards.iter().flat_map(|shard| shard.services.values()).flat_map(|ports| ports.iter())
     }
 
+    /// The ports of every Service that may differ in `other`, and perhaps of some that do not: those in the shards that
+    /// the two tables do not share. What comes from one table to the next costs what changed.
+    pub fn differing<'a>(&'a self, other: &Self) -> impl Iterator<Item = &'a Arc<ServicePort>> {
+        let pairs = self.shards.iter().zip(other.shards.iter());
+        let shards = pairs.filter(|(mine, theirs)| !Arc::ptr_eq(mine, theirs)).map(|(mine, _)| mine);
+        shards.flat_map(|shard| shard.services.values()).flat_map(|ports| ports.iter())
+    }
+
     /// The table after `changes`. Copies the shards that they touch, and nothing else.
     pub fn with(&self, changes: &[Change]) -> Self {
         let mut next = Edit { shards: self.shards.to_vec(), copied: [false; SHARDS] };

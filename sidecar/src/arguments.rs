@@ -42,6 +42,9 @@ pub struct SidecarArguments {
         value_delimiter = ','
     )]
     pub listen: Vec<String>,
+    /// Take connections to every Service's address that the rules of remora capture bring; needs CAP_NET_RAW
+    #[arg(long, env = "REMORA_CAPTURE", value_parser = clap::builder::FalseyValueParser::new())]
+    pub capture: bool,
     /// Where Services and EndpointSlices come from: kube, or manifests:PATH with a file or a folder
     #[arg(long, env = "REMORA_SOURCE", default_value = "kube", value_name = "SOURCE")]
     pub source: String,

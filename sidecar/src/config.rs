@@ -31,6 +31,8 @@ const THREADS_MOST: usize = 1024;
 pub struct Sidecar {
     /// Where clients connect to.
     pub listens: Vec<Listen>,
+    /// Take captured connections too.
+    pub capture: bool,
     /// Where Services come from.
     pub source: Source,
     /// Where this process runs.
@@ -161,6 +163,7 @@ impl Sidecar {
         }
         Ok(Self {
             listens,
+            capture: typed.capture,
             source: source(&typed.source)?,
             here: here(typed.place),
             health,

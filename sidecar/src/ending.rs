@@ -15,8 +15,10 @@ use pingora_core::services::Service;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::capture::agreement::{ALIVE_EVERY, ALIVE_LASTS};
 use crate::handover::Offer;
 use crate::health::Draining;
+use crate::signals::Heartbeat;
 use crate::tcp::Running;
 
 /// Who asked for the end.
@@ -62,6 +64,7 @@ pub struct DataPlane {
     drain_timeout: Duration,
     asked: watch::Receiver<Asked>,
     offer: Option<Offer>,
+    heartbeat: Option<Heartbeat>,
     draining: Draining,
     ended: watch::Sender<bool>,
 }
@@ -75,12 +78,17 @@ impl DataPlane {
         running: Running,
         drain_timeout: Duration,
         asked: watch::Receiver<Asked>,
-        offer: Option<Offer>,
         draining: Draining,
     ) -> (Self, UntilDrained) {
         let (ended, has_ended) = watch::channel(false);
-        let service = Self { running: Some(running), drain_timeout, asked, offer, draining, ended };
+        let running = Some(running);
+        let service = Self { running, drain_timeout, asked, offer: None, heartbeat: None, draining, ended };
         (service, UntilDrained(has_ended))
+    }
+
+    /// The same, which gives up `offer` and `heartbeat` when it drains.
+    pub fn with(self, offer: Option<Offer>, heartbeat: Option<Heartbeat>) -> Self {
+        Self { offer, heartbeat, ..self }
     }
 
     async fn drain(&mut self, running: Running) {
@@ -90,9 +98,17 @@ impl DataPlane {
         }
         let active = running.active();
         tracing::info!(connections = active, timeout = ?self.drain_timeout, "draining: no new connections");
-        let before = self.asked.borrow().signals;
+        let Asked { signals: before, succeeded } = *self.asked.borrow();
+        // The rules bring connections for a while yet, and somebody must take them.
+        let linger = self.heartbeat.take().is_some() && !succeeded;
+        let drain = async {
+            if linger {
+                tokio::time::sleep(ALIVE_LASTS + ALIVE_EVERY / 2).await;
+            }
+            running.drain(self.drain_timeout).await
+        };
         tokio::select! {
-            drained = running.drain(self.drain_timeout) => {
+            drained = drain => {
                 if drained.reset > 0 {
                     tracing::warn!(connections = drained.reset, "reset what was open at the end of --drain-timeout");
                 }

@@ -35,6 +35,8 @@ pub struct Health {
     pub metrics: Metrics,
     /// Whether the process is ending.
     pub draining: Draining,
+    /// Connections are served before there is a table, by others.
+    pub is_ready_without_table: bool,
 }
 
 impl Answers for Health {
@@ -59,7 +61,7 @@ impl Health {
         if self.draining.has_begun() {
             return unready("draining: the process was asked to end".to_owned());
         }
-        if !self.watch.tables.is_synced() {
+        if !self.is_ready_without_table && !self.watch.tables.is_synced() {
             return unready(waiting(&self.watch.status()));
         }
         Answer::text(StatusCode::OK, "ok")

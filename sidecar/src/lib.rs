@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod arguments;
 pub mod ask;
+pub mod capabilities;
 pub mod capture;
 pub mod config;
 pub mod ending;
@@ -16,5 +17,6 @@ pub mod logs;
 pub mod look;
 pub mod metrics;
 pub mod sidecar;
+pub mod signals;
 pub mod tcp;
 pub mod traffic;

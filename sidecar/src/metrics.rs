@@ -16,6 +16,7 @@ use prometheus_client::registry::Registry;
 use selection::{Family, ServicePort, Tallies};
 use watcher::{BOUNDS, Histogram, Status, Watch};
 
+use crate::signals::Capturing;
 use crate::tcp::Listen;
 use crate::traffic::{Counts, Failure, Label, Traffic};
 use process::Process;
@@ -25,14 +26,18 @@ pub const MEDIA: &str = "application/openmetrics-text; version=1.0.0; charset=ut
 
 /// Everything that is measured. Owning one keeps what it reads alive.
 #[derive(Debug)]
-pub struct Metrics(Registry);
+pub struct Metrics(Readings);
 
 impl Metrics {
     /// Reads from these; `origin` is where the times in tallies begin.
     pub fn new(watch: Watch, traffic: Arc<Traffic>, listens: Vec<Listen>, origin: Instant) -> Self {
-        let mut registry = Registry::default();
-        registry.register_collector(Box::new(Readings { watch, traffic, listens, origin }));
-        Self(registry)
+        Self(Readings { watch, traffic, listens, origin, capturing: None })
+    }
+
+    /// The same, with whether connections are captured.
+    pub fn with(mut self, capturing: Capturing) -> Self {
+        self.0.capturing = Some(capturing);
+        self
     }
 
     /// One scrape.
@@ -40,18 +45,20 @@ impl Metrics {
     /// # Errors
     /// Never, as long as text fits into memory.
     pub fn text(&self) -> Result<String, fmt::Error> {
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.0)?;
+        let (mut text, mut registry) = (String::new(), Registry::default());
+        registry.register_collector(Box::new(self.0.clone()));
+        prometheus_client::encoding::text::encode(&mut text, &registry)?;
         Ok(text)
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Readings {
     watch: Watch,
     traffic: Arc<Traffic>,
     listens: Vec<Listen>,
     origin: Instant,
+    capturing: Option<Capturing>,
 }
 
 impl Collector for Readings {
@@ -61,6 +68,14 @@ impl Collector for Readings {
         page.gauges("remora_build_info", "The program, value 1", [(build, 1u64)])?;
         connections(&mut page, &self.traffic.snapshot())?;
         self.endpoints(&mut page)?;
+        if let Some(capturing) = &self.capturing {
+            let families = capturing.families();
+            page.gauges(
+                "remora_capture_alive",
+                "1 if new connections to Services come here, 0 if they go their ordinary way",
+                families.map(|(family, alive)| ([("family", family.to_string())], u64::from(alive))),
+            )?;
+        }
         source(&mut page, &self.watch.status())?;
         process_of(&mut page, Process::read())
     }
@@ -145,7 +160,7 @@ fn connections(page: &mut Page<'_>, ports: &[(Label, Counts)]) -> fmt::Result {
 }
 
 fn of(label: &Label) -> [(&'static str, String); 2] {
-    [("service", label.service.to_string()), ("port", label.port.to_string())]
+    [("service", label.service()), ("port", label.port.to_string())]
 }
 
 fn source(page: &mut Page<'_>, status: &Status) -> fmt::Result {

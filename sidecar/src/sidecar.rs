@@ -8,7 +8,7 @@
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -22,15 +22,17 @@ use tokio::sync::watch;
 use watcher::{Scope, Watch};
 
 use crate::admin::{Admin, Secret};
+use crate::capture::agreement;
 use crate::config::Sidecar;
 use crate::ending::{self, Asked, DataPlane};
 use crate::handover::{self, Held, Inherited, Offer, Role};
 use crate::health::{Draining, Health};
 use crate::http::{self, Answers};
 use crate::metrics::Metrics;
-use crate::tcp::{self, Listen};
+use crate::signals::{self, Capturing};
+use crate::tcp::{self, Entrance, Listen};
 use crate::traffic::Traffic;
-use crate::{listeners, logs};
+use crate::{capabilities, listeners, logs};
 
 /// Why the sidecar does not start.
 #[derive(Debug, thiserror::Error)]
@@ -80,15 +82,27 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
         log_connections: config.log_connections,
         ..tcp::Settings::default()
     };
+    let mut entrances: Vec<Entrance> = config.listens.iter().cloned().map(Entrance::Listen).collect();
+    if config.capture {
+        capabilities::raise();
+        entrances.extend(captured());
+    }
     let mut inherited = config.handover.as_deref().map(Inherited::take).transpose()?.unwrap_or_default();
-    let bound = tcp::bind(&config.listens, settings, &mut inherited)?;
+    let bound = tcp::bind(&entrances, settings, &mut inherited)?;
+    if config.capture {
+        capabilities::lower();
+    }
     let listens = with_addresses(&config.listens, &bound.addresses());
     let mut bind = |flag, address| http::bind(flag, address, &mut inherited);
     let health = config.health.map(|address| bind("health", address)).transpose()?;
     let admin = config.admin.map(|address| bind("admin", address)).transpose()?;
 
     let source = config.source.to_string();
-    let watch = control.block_on(watcher::start(config.source, scope(&listens), config.here.clone()))?;
+    let watch = control.block_on(watcher::start(
+        config.source,
+        scope(&listens, config.capture),
+        config.here.clone(),
+    ))?;
     control.spawn(listeners::tell(watch.clone(), listens.clone()));
     if inherited.is_from_somebody() && !control.block_on(is_synced(&watch, &asked)) {
         return Ok(());
@@ -97,21 +111,31 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
     let traffic = Arc::new(Traffic::default());
     let running = bound.run(&watch.tables, &traffic)?;
     inherited.serves();
+    let capturing = Capturing::default();
+    let heartbeat = {
+        let _inside = control.enter();
+        let begin = || signals::start(&watch.tables, &capturing);
+        config.capture.then(begin).transpose().map_err(|error| Error::System("start the heartbeat", error))?
+    };
     let asking = Arc::clone(&asked);
     let succeeded = move || asking.send_modify(|asked| asked.succeeded = true);
     let offer =
         config.handover.zip(offered).map(|(path, held)| Offer::new(&path, held, succeeded)).transpose()?;
-    announce(&listens, health.as_ref(), admin.as_ref());
+    announce(&listens, &entrances[listens.len()..], health.as_ref(), admin.as_ref());
 
     let mut server = Server::new_with_opt_and_conf(None, ServerConf { threads: 1, ..ServerConf::default() });
     server.bootstrap();
     let draining = Draining::default();
     let (data, until_drained) =
-        DataPlane::new(running, config.drain_timeout, asked.subscribe(), offer, draining.clone());
+        DataPlane::new(running, config.drain_timeout, asked.subscribe(), draining.clone());
+    let data = data.with(offer, heartbeat);
     server.add_service(data);
     if let Some(listener) = health {
         let metrics = Metrics::new(watch.clone(), Arc::clone(&traffic), listens.clone(), origin);
-        let answers = Health { watch: watch.clone(), metrics, draining };
+        let metrics = if config.capture { metrics.with(capturing) } else { metrics };
+        // Captured connections are served from the start: by the node until the first table is here.
+        let is_ready_without_table = config.capture && listens.is_empty();
+        let answers = Health { watch: watch.clone(), metrics, draining, is_ready_without_table };
         server.add_service(Control::new("health", listener, answers, &asked));
     }
     if let Some(listener) = admin {
@@ -178,11 +202,21 @@ fn held(bound: &tcp::Bound, control: [&Option<TcpListener>; 2]) -> Result<Vec<He
     all.map_err(|error| Error::System("offer the listening sockets to a successor", error))
 }
 
-/// What the listeners need; everything if there are none.
-fn scope(listens: &[Listen]) -> Scope {
+/// Where the rules of `remora capture` bring connections, in the families that this machine has.
+fn captured() -> impl Iterator<Item = Entrance> {
+    let has = |ip: &IpAddr| TcpListener::bind((*ip, 0)).is_ok();
+    let ips = [agreement::LISTENER_V4, agreement::LISTENER_V6].into_iter().filter(has);
+    ips.map(|ip| Entrance::Capture(SocketAddr::new(ip, agreement::PORT)))
+}
+
+/// What the listeners need; everything if there are none, or if any Service's connections may come.
+fn scope(listens: &[Listen], capture: bool) -> Scope {
+    if capture {
+        return Scope::All;
+    }
     if listens.is_empty() {
         tracing::warn!(
-            "nothing to serve without --listen ADDRESS:PORT=NAMESPACE/NAME:PORT; following every Service"
+            "nothing to serve without --capture or --listen ADDRESS:PORT=NAMESPACE/NAME:PORT; following every Service"
         );
         return Scope::All;
     }
@@ -196,9 +230,17 @@ fn with_addresses(listens: &[Listen], addresses: &[SocketAddr]) -> Vec<Listen> {
 }
 
 /// Says on standard output which addresses are taken, one a line: `listen ADDRESS SERVICE:PORT`,
-/// `health ADDRESS`, `admin ADDRESS`.
-fn announce(listens: &[Listen], health: Option<&TcpListener>, admin: Option<&TcpListener>) {
+/// `capture ADDRESS`, `health ADDRESS`, `admin ADDRESS`.
+fn announce(
+    listens: &[Listen],
+    captured: &[Entrance],
+    health: Option<&TcpListener>,
+    admin: Option<&TcpListener>,
+) {
     let mut lines = String::new();
+    for entrance in captured {
+        lines += &format!("capture {}\n", entrance.address());
+    }
     for listen in listens {
         tracing::info!(address = %listen.address, service = %listen.service, port = listen.port, "listening");
         lines += &format!("listen {} {}:{}\n", listen.address, listen.service, listen.port);

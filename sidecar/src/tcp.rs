@@ -45,6 +45,16 @@ pub struct Listen {
     pub port: String,
 }
 
+/// Where connections come in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entrance {
+    /// They are made to an address that stands for one Service port.
+    Listen(Listen),
+    /// They are made to any Service's address, and the rules of `remora capture` bring them here, to this address:
+    /// what the client dialled is the accepted socket's own address.
+    Capture(SocketAddr),
+}
+
 /// How to serve connections. `Default` has the documented defaults, and a seed that anyone can guess.
 #[derive(Clone)]
 pub struct Settings {
@@ -68,8 +78,8 @@ pub struct Settings {
 
 /// Listeners that hold their addresses; clients that connect wait. Owning one means that nobody else gets them.
 pub struct Bound {
-    listens: Vec<Listen>,
-    /// Per worker, its listeners, each with the place of its address in `listens`.
+    entrances: Vec<Entrance>,
+    /// Per worker, its listeners, each with its place in `entrances`.
     sockets: Vec<Vec<(usize, std::net::TcpListener)>>,
     settings: Settings,
 }
@@ -97,22 +107,22 @@ pub struct Drained {
 pub enum Error {
     /// Somebody else has the address.
     #[error(
-        "cannot listen on {address} for {service}: another program holds this port; stop it (`ss -ltnp` \
+        "cannot listen on {address} for {whom}: another program holds this port; stop it (`ss -ltnp` \
              names it) or listen on another one"
     )]
     Taken {
         /// The address asked for.
         address: SocketAddr,
         /// For whom.
-        service: ServiceName,
+        whom: Box<str>,
     },
     /// The address cannot be bound.
-    #[error("cannot listen on {address} for {service}: {source}; {hint}")]
+    #[error("cannot listen on {address} for {whom}: {source}; {hint}")]
     Bind {
         /// The address asked for.
         address: SocketAddr,
         /// For whom.
-        service: ServiceName,
+        whom: Box<str>,
         /// What the system said.
         source: std::io::Error,
         /// The next step.
@@ -137,20 +147,47 @@ impl Default for Settings {
     }
 }
 
-/// Takes the address of every one of `listens`, for each worker, so that a client can connect from here on; it
+/// Takes the address of every one of `entrances`, for each worker, so that a client can connect from here on; it
 /// is served once [`Bound::run`] was called. Sockets that an earlier process listens on there are taken from
 /// `inherited`, all of them: clients wait in each.
 ///
 /// # Errors
 /// The first address that cannot be had, and what to do about it.
-pub fn bind(listens: &[Listen], settings: Settings, inherited: &mut Inherited) -> Result<Bound, Error> {
-    listener::bind(listens, settings, inherited)
+pub fn bind(entrances: &[Entrance], settings: Settings, inherited: &mut Inherited) -> Result<Bound, Error> {
+    listener::bind(entrances, settings, inherited)
+}
+
+impl Entrance {
+    /// Where the listening socket is.
+    pub fn address(&self) -> SocketAddr {
+        match self {
+            Self::Listen(listen) => listen.address,
+            Self::Capture(address) => *address,
+        }
+    }
+
+    fn at(&self, address: SocketAddr) -> Self {
+        match self {
+            Self::Listen(listen) => Self::Listen(Listen { address, ..listen.clone() }),
+            Self::Capture(_) => Self::Capture(address),
+        }
+    }
+}
+
+impl std::fmt::Display for Entrance {
+    /// For whom, as an error says it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Listen(listen) => listen.service.fmt(f),
+            Self::Capture(_) => f.write_str("--capture"),
+        }
+    }
 }
 
 impl Bound {
-    /// Where each of the listens came to listen, in their order.
+    /// Where each of the entrances is, in their order.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.listens.iter().map(|listen| listen.address).collect()
+        self.entrances.iter().map(Entrance::address).collect()
     }
 
     /// The sockets once more, for a successor of this process.
@@ -159,7 +196,9 @@ impl Bound {
     /// If there are no descriptors left.
     pub fn held(&self) -> std::io::Result<Vec<Held>> {
         let sockets = self.sockets.iter().flatten();
-        sockets.map(|(at, socket)| Ok((Role::Tcp, self.listens[*at].address, socket.try_clone()?))).collect()
+        sockets
+            .map(|(at, socket)| Ok((Role::Tcp, self.entrances[*at].address(), socket.try_clone()?)))
+            .collect()
     }
 
     /// Starts the data threads. They need no runtime around them.
@@ -176,7 +215,7 @@ impl Bound {
                 settings: self.settings.clone(),
                 listeners: sockets
                     .into_iter()
-                    .map(|(at, socket)| (self.listens[at].clone(), socket))
+                    .map(|(at, socket)| (self.entrances[at].clone(), socket))
                     .collect(),
                 tables: tables.clone(),
                 pins: Arc::clone(&pins),
@@ -200,7 +239,7 @@ impl Bound {
 }
 
 impl Running {
-    /// Where each of the listens listens, in their order.
+    /// Where each of the entrances is, in their order.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }

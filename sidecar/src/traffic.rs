@@ -19,10 +19,18 @@ pub struct Traffic {
 /// many as clients or endpoints.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Label {
-    /// The Service.
-    pub service: ServiceName,
+    /// The Service; `None` for captured connections to addresses that are no Service's, which go their ordinary
+    /// way.
+    pub service: Option<ServiceName>,
     /// Its port as whoever opened the way in names it: by name or by number.
     pub port: Symbol,
+}
+
+impl Label {
+    /// The Service's name, empty if there is none.
+    pub fn service(&self) -> String {
+        self.service.as_ref().map(ServiceName::to_string).unwrap_or_default()
+    }
 }
 
 /// What one data thread counted of one Service port. All grow only.
@@ -219,8 +227,8 @@ mod tests {
     #[test]
     fn counters_of_one_label_add_up_and_stay_after_their_thread_has_gone() {
         let traffic = Traffic::default();
-        let web = Label { service: ServiceName::new("shop", "web"), port: "80".into() };
-        let db = Label { service: ServiceName::new("shop", "db"), port: "pg".into() };
+        let web = Label { service: Some(ServiceName::new("shop", "web")), port: "80".into() };
+        let db = Label { service: Some(ServiceName::new("shop", "db")), port: "pg".into() };
         let first = traffic.counters(&web);
         let second = traffic.counters(&web);
         traffic.counters(&db).dropped();

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use selection::Tally;
 
-use super::door::Door;
+use super::door::{Door, Ledger, Wanted};
 use super::relay;
 use super::worker::Worker;
 use crate::traffic::Failure;
@@ -54,6 +54,10 @@ impl End {
 pub(super) struct Account {
     pub(super) worker: Rc<Worker>,
     pub(super) door: Rc<Door>,
+    /// Where it is counted.
+    pub(super) ledger: Rc<Ledger>,
+    /// Where it is to go.
+    pub(super) wanted: Wanted,
     /// Who connected.
     pub(super) client: SocketAddr,
     /// The endpoint that it was last sent to, and its place in that endpoint's tally.
@@ -68,13 +72,16 @@ pub(super) struct Account {
 }
 
 impl Account {
-    /// Opens the account of a connection that `client` made at `door`.
-    pub(super) fn open(worker: &Rc<Worker>, door: &Rc<Door>, client: SocketAddr) -> Self {
-        door.counters.opened();
+    /// Opens the account of a connection that `client` made at `door`, to get to `wanted`.
+    pub(super) fn open(worker: &Rc<Worker>, door: &Rc<Door>, client: SocketAddr, wanted: Wanted) -> Self {
+        let ledger = door.ledger(&door.find(wanted, worker.reader.borrow_mut().table()));
+        ledger.counters.opened();
         worker.active.set(worker.active.get() + 1);
         Self {
             worker: Rc::clone(worker),
             door: Rc::clone(door),
+            ledger,
+            wanted,
             client,
             endpoint: None,
             attempts: 0,
@@ -86,10 +93,10 @@ impl Account {
     }
 
     fn tell(&self) {
-        let label = &self.door.label;
+        let label = &self.ledger.label;
         tracing::info!(
             target: "access",
-            service = %label.service,
+            service = label.service(),
             port = %label.port,
             client = %self.client,
             endpoint = self.endpoint.as_ref().map(|(address, _)| tracing::field::display(*address)),
@@ -104,7 +111,7 @@ impl Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
-        let counters = &self.door.counters;
+        let counters = &self.ledger.counters;
         match self.end {
             End::Refused | End::Failed(_) => counters.refused(),
             End::Dropped => counters.dropped(),

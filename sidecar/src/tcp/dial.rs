@@ -11,6 +11,7 @@ use selection::{Draw, Flow, Question, Tallies, Tried, Verdict};
 use tokio::time::timeout;
 
 use super::account::{Account, End, Place};
+use super::door::Found;
 use super::socket::{Socket, Spare};
 use crate::traffic::Failure;
 
@@ -34,12 +35,12 @@ pub(super) async fn dial(client: &Socket, spare: Spare, account: &mut Account) -
     let mut pending = Pending::new();
     let mut last = None;
     loop {
-        let address = match choose(account, &tried) {
-            Ok(address) => address,
+        let Choice { address, is_only } = match choose(account, &tried) {
+            Ok(choice) => choice,
             Err(end) => return Err(last.map_or(end, End::Failed)),
         };
         if last.is_some() {
-            account.door.counters.retried();
+            account.ledger.counters.retried();
         }
         account.attempts += 1;
         match attempt(client, address, spare.take(), &mut pending, account).await {
@@ -47,7 +48,7 @@ pub(super) async fn dial(client: &Socket, spare: Spare, account: &mut Account) -
             Err(Missed::ClientGone) => return Err(End::ClientGone),
             Err(Missed::Failed(failure)) => {
                 tried.add(address);
-                if failure == Failure::Descriptors || tried.count() >= most {
+                if is_only || failure == Failure::Descriptors || tried.count() >= most {
                     return Err(End::Failed(failure));
                 }
                 last = Some(failure);
@@ -56,13 +57,24 @@ pub(super) async fn dial(client: &Socket, spare: Spare, account: &mut Account) -
     }
 }
 
+/// Whom to connect to.
+struct Choice {
+    address: SocketAddr,
+    /// There is nobody to try in its place.
+    is_only: bool,
+}
+
 /// Asks the table of this moment, and takes a place at the endpoint that it gives.
-fn choose(account: &mut Account, tried: &Tried) -> Result<SocketAddr, End> {
+fn choose(account: &mut Account, tried: &Tried) -> Result<Choice, End> {
     // The place at an endpoint that failed must not weigh in this pick.
     account.endpoint = None;
     let worker = &account.worker;
     let mut reader = worker.reader.borrow_mut();
-    let (path, port) = account.door.port(reader.table()).ok_or(End::Refused)?;
+    let (path, port) = match account.door.find(account.wanted, reader.table()) {
+        Found::Port(path, port) => (path, port),
+        Found::Pass(address) => return Ok(Choice { address, is_only: true }),
+        Found::Nothing => return Err(End::Refused),
+    };
     let ip = account.client.ip().to_canonical();
     let flow = Flow { client: SocketAddr::new(ip, account.client.port()), inside: true };
     let question = Question {
@@ -79,7 +91,7 @@ fn choose(account: &mut Account, tried: &Tried) -> Result<SocketAddr, End> {
                 worker.pins.put(ip, &port.id, pin);
             }
             account.endpoint = Some((endpoint.address, Place::take(&endpoint.tally)));
-            Ok(endpoint.address)
+            Ok(Choice { address: endpoint.address, is_only: false })
         }
         Verdict::Refuse => Err(End::Refused),
         Verdict::Drop => Err(End::Dropped),
@@ -117,13 +129,13 @@ async fn attempt(
         Err(Missed::ClientGone) => return Err(Missed::ClientGone),
         Err(Missed::Failed(failure)) => failure,
     };
-    account.door.counters.failed(failure);
-    tracing::debug!(service = %account.door.label.service, endpoint = %address, reason = failure.label(), "connect failed");
+    account.ledger.counters.failed(failure);
+    tracing::debug!(service = account.ledger.label.service(), endpoint = %address, reason = failure.label(), "connect failed");
     if let Some(tally) = tally.filter(|_| failure.blames_endpoint())
         && tally.failed(began, worker.now())
     {
         tracing::info!(
-            service = %account.door.label.service,
+            service = account.ledger.label.service(),
             endpoint = %address,
             reason = failure.label(),
             failures = tally.failures(),
@@ -195,7 +207,7 @@ fn first_bytes(
             return Err(First::Endpoint(errno));
         }
     };
-    account.door.counters.received(sent as u64);
+    account.ledger.counters.received(sent as u64);
     let left = bytes[sent..].to_vec();
     *pending = left;
     Ok(sent > 0)

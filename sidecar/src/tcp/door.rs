@@ -1,28 +1,68 @@
 //! Where connections come in, and how the Service port that each of them means is found. In: a listener. Out:
-//! accepted sockets. Never picks an endpoint.
+//! accepted sockets, and where their clients wanted to go. Never picks an endpoint.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
-use selection::{Family, Path, ServicePort, Table};
+use selection::{Destination, Family, Path, PortId, Protocol, ServicePort, Table};
 use tokio::io::unix::AsyncFd;
 
-use super::Listen;
+use super::Entrance;
 use super::socket::Socket;
 use crate::traffic::{Counters, Label, Traffic};
 
 /// One listener of one data thread. Owning one means that clients can connect.
 #[derive(Debug)]
 pub(super) struct Door {
-    /// Under which its connections are counted.
+    /// The family of its address, in which a Service is served if the Service has it.
+    pub(super) family: Family,
+    /// Of what has no Service port: connections that could not be taken, captured ones that pass.
+    pub(super) ledger: Rc<Ledger>,
+    captures: Option<Captures>,
+}
+
+/// A door for whatever address the client dialled.
+#[derive(Debug)]
+struct Captures {
+    /// The listener's own address, which nobody has reason to dial.
+    own: SocketAddr,
+    traffic: Arc<Traffic>,
+    /// As many as there are Service ports that were dialled.
+    ledgers: RefCell<HashMap<PortId, Rc<Ledger>>>,
+}
+
+/// Where the connections of one Service port are counted by one thread.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    /// Under which name.
     pub(super) label: Label,
     /// This thread's counters of it.
     pub(super) counters: Arc<Counters>,
-    /// The family that its Service is served in, if the Service has it.
-    pub(super) family: Family,
+}
+
+/// Where a connection is to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// To the Service of the door.
+    Service,
+    /// To this address.
+    Address(SocketAddr),
+}
+
+/// What the table says of a connection.
+pub(super) enum Found<'t> {
+    /// It is for this Service port, dialled as this.
+    Port(Path, &'t Arc<ServicePort>),
+    /// It is not ours: it goes to the address that its client dialled.
+    Pass(SocketAddr),
+    /// Nobody can serve it.
+    Nothing,
 }
 
 /// What came of trying to take a connection.
@@ -36,17 +76,71 @@ pub(super) enum Taken {
 }
 
 impl Door {
-    /// The door to what `listen` names.
-    pub(super) fn new(listen: &Listen, traffic: &Traffic) -> Self {
-        let label = Label { service: listen.service.clone(), port: listen.port.as_str().into() };
-        let counters = traffic.counters(&label);
-        Self { label, counters, family: Family::of(&listen.address.ip()) }
+    /// The door at `entrance`.
+    pub(super) fn new(entrance: &Entrance, traffic: &Arc<Traffic>) -> Self {
+        let (service, port, captures) = match entrance {
+            Entrance::Listen(listen) => (Some(listen.service.clone()), listen.port.as_str(), None),
+            Entrance::Capture(own) => {
+                let (traffic, ledgers) = (Arc::clone(traffic), RefCell::default());
+                (None, "", Some(Captures { own: *own, traffic, ledgers }))
+            }
+        };
+        let ledger = Ledger::new(Label { service, port: port.into() }, traffic);
+        Self { family: Family::of(&entrance.address().ip()), ledger, captures }
     }
 
-    /// The Service port that a connection here means, and by which path; `None` if the table has no such.
-    pub(super) fn port<'t>(&self, table: &'t Table) -> Option<(Path, &'t Arc<ServicePort>)> {
-        let port = table.port(&self.label.service, &self.label.port, self.family)?;
-        Some((Path::ClusterIp, port))
+    /// Where a connection that was taken here is to go.
+    pub(super) fn wanted(&self, client: &Socket) -> Result<Wanted, Errno> {
+        match self.captures {
+            None => Ok(Wanted::Service),
+            Some(_) => client.own_address().map(Wanted::Address),
+        }
+    }
+
+    /// What `table` says of a connection to `wanted`.
+    pub(super) fn find<'t>(&self, wanted: Wanted, table: &'t Table) -> Found<'t> {
+        match (wanted, &self.ledger.label.service, &self.captures) {
+            (Wanted::Address(address), _, Some(captures)) => {
+                match table.at(&Destination::new(address, Protocol::Tcp)) {
+                    Some((path, port)) => Found::Port(path, port),
+                    // Relaying to itself would never end.
+                    None if address == captures.own => Found::Nothing,
+                    None => Found::Pass(address),
+                }
+            }
+            (_, Some(service), _) => match table.port(service, &self.ledger.label.port, self.family) {
+                Some(port) => Found::Port(Path::ClusterIp, port),
+                None => Found::Nothing,
+            },
+            _ => Found::Nothing,
+        }
+    }
+
+    /// Where a connection for which the table says `found` is counted.
+    pub(super) fn ledger(&self, found: &Found<'_>) -> Rc<Ledger> {
+        let (Some(captures), Found::Port(_, port)) = (&self.captures, found) else {
+            return Rc::clone(&self.ledger);
+        };
+        let mut ledgers = captures.ledgers.borrow_mut();
+        if let Some(ledger) = ledgers.get(&port.id) {
+            return Rc::clone(ledger);
+        }
+        let name = if port.id.port.is_empty() {
+            port.port.to_string().as_str().into()
+        } else {
+            port.id.port.clone()
+        };
+        let label = Label { service: Some(port.id.service.clone()), port: name };
+        let ledger = Ledger::new(label, &captures.traffic);
+        ledgers.insert(port.id.clone(), Rc::clone(&ledger));
+        ledger
+    }
+}
+
+impl Ledger {
+    fn new(label: Label, traffic: &Traffic) -> Rc<Self> {
+        let counters = traffic.counters(&label);
+        Rc::new(Self { label, counters })
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
-use super::{Bound, Error, Listen, Settings};
+use super::{Bound, Entrance, Error, Settings};
 use crate::handover::{Inherited, Role};
 
 /// Handshakes that wait in one listener's queue; the system caps it at `net.core.somaxconn`.
@@ -30,21 +30,21 @@ pub(super) fn keepalive() -> TcpKeepalive {
 
 /// See [`super::bind`].
 pub(super) fn bind(
-    listens: &[Listen],
+    entrances: &[Entrance],
     mut settings: Settings,
     inherited: &mut Inherited,
 ) -> Result<Bound, Error> {
     settings.workers = settings.workers.max(1);
     let mut bound = Bound {
-        listens: Vec::with_capacity(listens.len()),
-        sockets: (0..settings.workers).map(|_| Vec::with_capacity(listens.len())).collect(),
+        entrances: Vec::with_capacity(entrances.len()),
+        sockets: (0..settings.workers).map(|_| Vec::with_capacity(entrances.len())).collect(),
         settings,
     };
-    for listen in listens {
-        let failed = |source: io::Error| explain(listen, source);
-        let mut sockets = inherited.claim(Role::Tcp, listen.address);
+    for entrance in entrances {
+        let failed = |source: io::Error| explain(entrance, source);
+        let mut sockets = inherited.claim(Role::Tcp, entrance.address());
         if sockets.is_empty() {
-            sockets.push(take(listen.address).map_err(failed)?);
+            sockets.push(take(entrance.address()).map_err(failed)?);
         }
         let address = sockets[0].local_addr().map_err(failed)?;
         while sockets.len() < bound.sockets.len() {
@@ -53,9 +53,12 @@ pub(super) fn bind(
         // More sockets than workers, from a process that had more: a worker takes several.
         let workers = bound.sockets.len();
         for (n, socket) in sockets.into_iter().enumerate() {
-            bound.sockets[n % workers].push((bound.listens.len(), socket));
+            if let Entrance::Capture(_) = entrance {
+                socket2::SockRef::from(&socket).set_ip_transparent_v4(true).map_err(failed)?;
+            }
+            bound.sockets[n % workers].push((bound.entrances.len(), socket));
         }
-        bound.listens.push(Listen { address, ..listen.clone() });
+        bound.entrances.push(entrance.at(address));
     }
     Ok(bound)
 }
@@ -95,15 +98,18 @@ fn open(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn explain(listen: &Listen, source: io::Error) -> Error {
-    let (address, service) = (listen.address, listen.service.clone());
+fn explain(entrance: &Entrance, source: io::Error) -> Error {
+    let (address, whom) = (entrance.address(), entrance.to_string().into_boxed_str());
     let hint = match source.kind() {
-        io::ErrorKind::AddrInUse => return Error::Taken { address, service },
+        io::ErrorKind::AddrInUse => return Error::Taken { address, whom },
+        io::ErrorKind::PermissionDenied if matches!(entrance, Entrance::Capture(_)) => {
+            "capturing needs CAP_NET_RAW: add NET_RAW to the container's capabilities, or use --listen alone"
+        }
         io::ErrorKind::AddrNotAvailable => "this machine has no such address: see `ip address`",
         io::ErrorKind::PermissionDenied => {
             "ports below 1024 need CAP_NET_BIND_SERVICE or net.ipv4.ip_unprivileged_port_start: take a higher one"
         }
         _ => "see the limits of this process and the kernel's log",
     };
-    Error::Bind { address, service, source, hint }
+    Error::Bind { address, whom, source, hint }
 }

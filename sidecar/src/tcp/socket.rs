@@ -94,6 +94,11 @@ impl Socket {
         }
     }
 
+    /// The address of this end: for a captured connection, what its client dialled.
+    pub(super) fn own_address(&self) -> Result<SocketAddr, Errno> {
+        SocketAddr::try_from(rustix::net::getsockname(self.fd()?)?)
+    }
+
     /// Has the system ask a silent other end whether it is still there.
     pub(super) fn keep_alive(&self) {
         if let Ok(fd) = self.fd() {

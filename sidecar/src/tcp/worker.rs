@@ -20,11 +20,11 @@ use watcher::{Reader, Tables};
 
 use super::account::{Account, End};
 use super::dial::{Dialled, dial};
-use super::door::{self, Door, Taken, Watched, accept};
+use super::door::{self, Door, Taken, Wanted, Watched, accept};
 use super::pins::Pins;
 use super::relay::{Relay, Tools};
 use super::socket::{Socket, Spare};
-use super::{Listen, Settings};
+use super::{Entrance, Settings};
 use crate::traffic::{Failure, Traffic};
 
 /// Connections taken in a row before those that are open get their turn.
@@ -50,7 +50,7 @@ pub(super) enum Stage {
 /// What a data thread is made with.
 pub(super) struct Plan {
     pub(super) settings: Settings,
-    pub(super) listeners: Vec<(Listen, TcpListener)>,
+    pub(super) listeners: Vec<(Entrance, TcpListener)>,
     pub(super) tables: Tables,
     pub(super) pins: Arc<Pins>,
     pub(super) traffic: Arc<Traffic>,
@@ -91,8 +91,8 @@ async fn serve(plan: Plan, serving: impl FnOnce()) -> io::Result<usize> {
         tables,
     });
     let mut attending = Vec::with_capacity(listeners.len());
-    for (listen, listener) in listeners {
-        let door = Rc::new(Door::new(&listen, &traffic));
+    for (entrance, listener) in listeners {
+        let door = Rc::new(Door::new(&entrance, &traffic));
         let listener = door::watch(listener)?;
         attending.push(spawn_local(attend(Rc::clone(&worker), door, listener, stage.clone())));
     }
@@ -130,10 +130,10 @@ async fn attend(worker: Rc<Worker>, door: Rc<Door>, listener: Watched, mut stage
                 }
             }
             Burst::Exhausted(errno) => {
-                door.counters.exhausted();
+                door.ledger.counters.exhausted();
                 if !resting {
                     tracing::warn!(
-                        service = %door.label.service,
+                        service = door.ledger.label.service(),
                         error = %errno,
                         "cannot take connections: they wait until others end; raise the limit on open files",
                     );
@@ -177,9 +177,11 @@ fn burst(
             Taken::Nobody => return Burst::Done,
             Taken::Exhausted(errno) => return Burst::Exhausted(errno),
         };
+        // It was reset already, perhaps: then it is none.
+        let Ok(wanted) = door.wanted(&client) else { continue };
         match Spare::new(door.family) {
             Ok(spare) => {
-                let account = Account::open(worker, door, address);
+                let account = Account::open(worker, door, address, wanted);
                 spawn_local(connection(client, spare, account));
             }
             Err(errno) => {
@@ -193,7 +195,8 @@ fn burst(
 
 /// One connection, from when it was taken to its end.
 async fn connection(mut client: Socket, spare: Spare, mut account: Account) {
-    if !account.worker.tables.is_synced() {
+    // A captured connection need not wait: it passes.
+    if !account.worker.tables.is_synced() && account.wanted == Wanted::Service {
         let synced = account.worker.tables.synced();
         if timeout(account.worker.settings.connect_timeout, synced).await.is_err() {
             account.end = End::Unsynced;
@@ -216,7 +219,7 @@ async fn connection(mut client: Socket, spare: Spare, mut account: Account) {
     let mut is_settled = false;
     let end = poll_fn(|cx| {
         let worker = &account.worker;
-        let end = relay.poll(cx, &mut worker.tools.borrow_mut(), &account.door.counters);
+        let end = relay.poll(cx, &mut worker.tools.borrow_mut(), &account.ledger.counters);
         if end.is_pending() && !is_settled && settled.as_mut().poll(cx).is_ready() {
             is_settled = true;
             relay.keep_alive();

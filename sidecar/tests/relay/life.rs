@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use selection::ServiceName;
 use sidecar::handover::Inherited;
-use sidecar::tcp::{self, Listen, Settings};
+use sidecar::tcp::{self, Entrance, Listen, Settings};
 
 use crate::world::{
     World, accept, assert_reset, endpoint, eventually, listener, name, named, patient, service,
 };
 
-fn listen(address: &str) -> Listen {
-    Listen { address: address.parse().unwrap(), service: ServiceName::new("shop", "web"), port: "80".into() }
+fn listen(address: &str) -> Entrance {
+    let (address, service) = (address.parse().unwrap(), ServiceName::new("shop", "web"));
+    Entrance::Listen(Listen { address, service, port: "80".into() })
 }
 
 #[test]
