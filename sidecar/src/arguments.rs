@@ -59,6 +59,12 @@ pub struct SidecarArguments {
     /// [default: off; in a Pod 127.0.0.1:64103]
     #[arg(long, env = "REMORA_ADMIN", value_name = "ADDRESS:PORT", verbatim_doc_comment)]
     pub admin: Option<String>,
+    /// Connections at once; one more is reset [default: as many as there are descriptors]
+    #[arg(long, env = "REMORA_MAX_CONNECTIONS", value_name = "NUMBER")]
+    pub max_connections: Option<String>,
+    /// How many bytes each direction of a connection may hold back for a slow receiver, 4KiB to 16MiB
+    #[arg(long, env = "REMORA_BUFFER_SIZE", default_value = "64KiB", value_name = "SIZE")]
+    pub buffer_size: String,
     /// How long a connect to an endpoint may take before another one is tried
     #[arg(long, env = "REMORA_CONNECT_TIMEOUT", default_value = "5s", value_name = "DURATION")]
     pub connect_timeout: String,

@@ -26,6 +26,9 @@ const ADMIN_IN_POD: &str = "127.0.0.1:64103";
 /// More threads than this are a mistake.
 const THREADS_MOST: usize = 1024;
 
+/// Smaller buffers cost more than they save, larger ones are a mistake.
+const BUFFER_SIZES: std::ops::RangeInclusive<usize> = 4 * 1024..=16 * 1024 * 1024;
+
 /// What `remora sidecar` shall do.
 #[derive(Debug)]
 pub struct Sidecar {
@@ -41,6 +44,10 @@ pub struct Sidecar {
     pub health: Option<SocketAddr>,
     /// Where people ask.
     pub admin: Option<SocketAddr>,
+    /// Connections at once.
+    pub max_connections: usize,
+    /// Bytes that each direction of a connection may hold.
+    pub buffer_size: usize,
     /// How long one connect may take.
     pub connect_timeout: Duration,
     /// How long open connections may go on after SIGTERM.
@@ -128,6 +135,14 @@ pub enum Error {
     /// Not a number of threads.
     #[error("--threads {0:?} is not a number of threads; write one from 1 to {THREADS_MOST}")]
     Threads(String),
+    /// Not a number of connections.
+    #[error("--max-connections {0:?} is not a number of connections; write a whole number from 1 on")]
+    MaxConnections(String),
+    /// Not a size.
+    #[error(
+        "--buffer-size {0:?} is not a size from 4KiB to 16MiB; write a whole number and KiB or MiB, such as 64KiB"
+    )]
+    BufferSize(String),
     /// Not a log level.
     #[error(
         "--log-level {0:?} is not a level; write error, warn, info, debug, trace or a filter such as info,watcher=debug"
@@ -168,6 +183,8 @@ impl Sidecar {
             here: here(typed.place),
             health,
             admin,
+            max_connections: max_connections(typed.max_connections.as_deref())?,
+            buffer_size: buffer_size(&typed.buffer_size)?,
             connect_timeout: positive("connect-timeout", &typed.connect_timeout, "5s")?,
             drain_timeout: duration("drain-timeout", &typed.drain_timeout, "30s")?,
             handover: typed.handover.filter(|path| !path.as_os_str().is_empty()),
@@ -289,6 +306,25 @@ fn duration(flag: &'static str, text: &str, example: &'static str) -> Result<Dur
 fn positive(flag: &'static str, text: &str, example: &'static str) -> Result<Duration, Error> {
     let duration = duration(flag, text, example)?;
     if duration.is_zero() { Err(Error::Duration(flag, text.to_owned(), example)) } else { Ok(duration) }
+}
+
+fn max_connections(typed: Option<&str>) -> Result<usize, Error> {
+    match typed.map(str::trim).filter(|text| !text.is_empty()) {
+        None => Ok(usize::MAX),
+        Some(text) => {
+            let number: Option<NonZeroUsize> = text.parse().ok();
+            number.map(NonZeroUsize::get).ok_or_else(|| Error::MaxConnections(text.to_owned()))
+        }
+    }
+}
+
+fn buffer_size(text: &str) -> Result<usize, Error> {
+    let units = [("KiB", 1024), ("MiB", 1024 * 1024)];
+    let size = units.iter().find_map(|(unit, bytes)| {
+        let number: usize = text.trim().strip_suffix(unit)?.parse().ok()?;
+        number.checked_mul(*bytes)
+    });
+    size.filter(|size| BUFFER_SIZES.contains(size)).ok_or_else(|| Error::BufferSize(text.to_owned()))
 }
 
 fn threads(typed: Option<&str>) -> Result<NonZeroUsize, Error> {

@@ -144,12 +144,18 @@ fn connections(page: &mut Page<'_>, ports: &[(Label, Counts)]) -> fmt::Result {
     page.counters("remora_retries", "Connects to another endpoint after one failed", each(|c| c.retries))?;
     let resets = ports.iter().flat_map(|(label, counts)| {
         let [service, port] = of(label);
-        [("no-endpoint", counts.refused), ("policy", counts.dropped), ("no-table", counts.unsynced)]
-            .map(|(reason, count)| ([service.clone(), port.clone(), ("reason", reason.into())], count))
+        let reasons = [
+            ("no-endpoint", counts.refused),
+            ("policy", counts.dropped),
+            ("no-table", counts.unsynced),
+            ("limit", counts.limited),
+        ];
+        reasons.map(|(reason, count)| ([service.clone(), port.clone(), ("reason", reason.into())], count))
     });
     page.counters(
         "remora_connections_unserved",
-        "Connections reset because no endpoint could serve, none may serve this client here, or no table came",
+        "Connections reset because no endpoint could serve, none may serve this client here, no table came, or \
+         there were as many as --max-connections allows",
         resets,
     )?;
     page.counters(

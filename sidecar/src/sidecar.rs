@@ -76,6 +76,8 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
     let seed = secret_seed().map_err(|error| Error::System("read random numbers", error))?;
     let settings = tcp::Settings {
         connect_timeout: config.connect_timeout,
+        max_connections: config.max_connections,
+        buffer_size: config.buffer_size,
         workers: config.threads.get(),
         seed,
         origin,

@@ -22,6 +22,7 @@ mod worker;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use selection::{Seed, ServiceName};
@@ -63,6 +64,10 @@ pub struct Settings {
     /// How old a connection must be for its endpoint to be asked, when it is silent, whether it is still there
     /// (TCP keep-alive). Most connections end before, and are spared four system calls. Default 20 s.
     pub keep_alive_after: Duration,
+    /// Connections at once, of all workers together; one more is reset. Default: as many as there are descriptors.
+    pub max_connections: usize,
+    /// How many bytes each direction of a connection may hold, and how many one read may find. Default 64 KiB.
+    pub buffer_size: usize,
     /// How many endpoints a connection tries, at most [`selection::Tried::MOST`]. Default 3.
     pub attempts: usize,
     /// Data threads; default one a core.
@@ -138,6 +143,8 @@ impl Default for Settings {
         Self {
             connect_timeout: Duration::from_secs(5),
             keep_alive_after: Duration::from_secs(20),
+            max_connections: usize::MAX,
+            buffer_size: 64 * 1024,
             attempts: 3,
             workers: std::thread::available_parallelism().map_or(1, usize::from),
             seed: Seed(0, 0),
@@ -208,6 +215,7 @@ impl Bound {
     pub fn run(self, tables: &Tables, traffic: &Arc<Traffic>) -> Result<Running, Error> {
         let addresses = self.addresses();
         let pins = Arc::new(Pins::default());
+        let open = Arc::new(AtomicUsize::new(0));
         let (stage, _) = watch::channel(Stage::Serving);
         let mut ended = Vec::with_capacity(self.sockets.len());
         for (n, sockets) in self.sockets.into_iter().enumerate() {
@@ -219,6 +227,7 @@ impl Bound {
                     .collect(),
                 tables: tables.clone(),
                 pins: Arc::clone(&pins),
+                open: Arc::clone(&open),
                 traffic: Arc::clone(traffic),
                 stage: stage.subscribe(),
             };

@@ -46,6 +46,7 @@ pub struct Counters {
     dropped: AtomicU64,
     unsynced: AtomicU64,
     exhausted: AtomicU64,
+    limited: AtomicU64,
     failures: [AtomicU64; Failure::ALL.len()],
 }
 
@@ -70,6 +71,8 @@ pub struct Counts {
     pub unsynced: u64,
     /// Times that a connection could not be taken because this process had no descriptors or memory left.
     pub exhausted: u64,
+    /// Connections reset because there were as many as may be.
+    pub limited: u64,
     /// Connects that failed, by [`Failure::ALL`].
     pub failures: [u64; Failure::ALL.len()],
 }
@@ -184,6 +187,10 @@ impl Counters {
         self.exhausted.fetch_add(1, Relaxed);
     }
 
+    pub(crate) fn limited(&self) {
+        self.limited.fetch_add(1, Relaxed);
+    }
+
     pub(crate) fn failed(&self, failure: Failure) {
         self.failures[failure as usize].fetch_add(1, Relaxed);
     }
@@ -214,6 +221,7 @@ impl Counts {
             dropped: of(|c| &c.dropped),
             unsynced: of(|c| &c.unsynced),
             exhausted: of(|c| &c.exhausted),
+            limited: of(|c| &c.limited),
             failures: Failure::ALL
                 .map(|why| all.iter().map(|c| c.failures[why as usize].load(Relaxed)).sum()),
         }

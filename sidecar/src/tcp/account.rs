@@ -76,7 +76,7 @@ impl Account {
     pub(super) fn open(worker: &Rc<Worker>, door: &Rc<Door>, client: SocketAddr, wanted: Wanted) -> Self {
         let ledger = door.ledger(&door.find(wanted, worker.reader.borrow_mut().table()));
         ledger.counters.opened();
-        worker.active.set(worker.active.get() + 1);
+        worker.came();
         Self {
             worker: Rc::clone(worker),
             door: Rc::clone(door),
@@ -121,8 +121,9 @@ impl Drop for Account {
         if self.worker.settings.log_connections {
             self.tell();
         }
-        counters.closed();
+        // Who sees the count finds the place free.
         self.worker.left();
+        counters.closed();
     }
 }
 

@@ -23,8 +23,6 @@ use crate::traffic::Counters;
 
 /// One connection moves so much before its thread looks at the others.
 const TURN: usize = 1024 * 1024;
-/// What one read may find. One such buffer serves every connection of a thread.
-pub(super) const ROOM: usize = 64 * 1024;
 
 /// A client and an endpoint, connected. Dropping it before it ended resets both.
 #[derive(Debug)]
@@ -38,7 +36,7 @@ pub(super) struct Relay {
 /// What every relay of one data thread uses in turn.
 #[derive(Debug)]
 pub(super) struct Tools {
-    /// Holds bytes within one call only.
+    /// One serves every connection of a thread: it holds bytes within one call only.
     pub(super) buffer: Box<[u8]>,
     /// For bulky directions.
     pub(super) pipes: Pipes,
@@ -92,9 +90,9 @@ enum Progress {
 }
 
 impl Tools {
-    /// What one data thread needs.
-    pub(super) fn new() -> Self {
-        Self { buffer: vec![0; ROOM].into(), pipes: Pipes::default() }
+    /// What one data thread needs; `room` is what one read may find.
+    pub(super) fn new(room: usize) -> Self {
+        Self { buffer: vec![0; room].into(), pipes: Pipes::default() }
     }
 }
 

@@ -9,6 +9,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use selection::Millis;
@@ -53,6 +54,8 @@ pub(super) struct Plan {
     pub(super) listeners: Vec<(Entrance, TcpListener)>,
     pub(super) tables: Tables,
     pub(super) pins: Arc<Pins>,
+    /// Connections that are open, of all workers; counted only if they are limited.
+    pub(super) open: Arc<AtomicUsize>,
     pub(super) traffic: Arc<Traffic>,
     pub(super) stage: watch::Receiver<Stage>,
 }
@@ -65,6 +68,8 @@ pub(super) struct Worker {
     pub(super) tools: RefCell<Tools>,
     /// Connections that are open.
     pub(super) active: Cell<usize>,
+    /// See [`Plan::open`].
+    open: Arc<AtomicUsize>,
     /// The last one left.
     empty: Notify,
     tables: Tables,
@@ -80,13 +85,15 @@ pub(super) fn run(plan: Plan, serving: impl FnOnce()) -> io::Result<usize> {
 }
 
 async fn serve(plan: Plan, serving: impl FnOnce()) -> io::Result<usize> {
-    let Plan { settings, listeners, tables, pins, traffic, mut stage } = plan;
+    let Plan { settings, listeners, tables, pins, open, traffic, mut stage } = plan;
+    let tools = RefCell::new(Tools::new(settings.buffer_size));
     let worker = Rc::new(Worker {
         settings,
         reader: RefCell::new(tables.reader()),
         pins,
-        tools: RefCell::new(Tools::new()),
+        tools,
         active: Cell::new(0),
+        open,
         empty: Notify::new(),
         tables,
     });
@@ -177,6 +184,10 @@ fn burst(
             Taken::Nobody => return Burst::Done,
             Taken::Exhausted(errno) => return Burst::Exhausted(errno),
         };
+        if worker.is_full() {
+            door.ledger.counters.limited();
+            continue;
+        }
         // It was reset already, perhaps: then it is none.
         let Ok(wanted) = door.wanted(&client) else { continue };
         match Spare::new(door.family) {
@@ -236,8 +247,28 @@ impl Worker {
         self.settings.origin.elapsed().as_millis() as Millis
     }
 
+    /// There are as many connections as there may be. Two workers may both find room for the last one.
+    fn is_full(&self) -> bool {
+        self.open.load(Relaxed) >= self.settings.max_connections
+    }
+
+    fn is_limited(&self) -> bool {
+        self.settings.max_connections < usize::MAX
+    }
+
+    /// A connection began.
+    pub(super) fn came(&self) {
+        self.active.set(self.active.get() + 1);
+        if self.is_limited() {
+            self.open.fetch_add(1, Relaxed);
+        }
+    }
+
     /// A connection ended.
     pub(super) fn left(&self) {
+        if self.is_limited() {
+            self.open.fetch_sub(1, Relaxed);
+        }
         self.active.set(self.active.get() - 1);
         if self.active.get() == 0 {
             self.empty.notify_waiters();

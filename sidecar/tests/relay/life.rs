@@ -82,6 +82,27 @@ fn no_connection_of_a_storm_fails() {
 }
 
 #[test]
+fn one_connection_more_than_allowed_is_reset_and_the_others_stay() {
+    let endpoint = named(b'a');
+    let world = World::with(
+        Settings { max_connections: 3, workers: 2, ..Settings::default() },
+        service(),
+        &[endpoint],
+    );
+    let mut open: Vec<TcpStream> = (0..3).map(|_| world.connect()).collect();
+    open.iter_mut().for_each(|client| assert_eq!(name(client), b'a'));
+    (0..5).for_each(|_| assert_reset(&mut world.connect()));
+    assert_eq!((world.counts().limited, world.counts().opened), (5, 3));
+    for client in &mut open {
+        client.write_all(b"x").unwrap();
+        assert_eq!(name(client), b'x');
+    }
+    drop(open.pop());
+    world.reaches("one has ended", |counts| counts.active() == 2);
+    assert_eq!(name(&mut world.connect()), b'a');
+}
+
+#[test]
 fn an_open_connection_outlives_its_endpoint_in_the_table() {
     let endpoint = named(b'a');
     let world = World::new(&[endpoint]);
