@@ -92,6 +92,36 @@ pub(crate) fn hold(count: usize, address: SocketAddr) -> Vec<std::net::TcpStream
     })
 }
 
+/// How long each of `rate` requests a second took, over eight connections that stay, sorted.
+pub(crate) fn latencies(address: SocketAddr, rate: u32, lasting: Duration) -> Vec<Duration> {
+    const CLIENTS: u32 = 8;
+    runtime().block_on(async {
+        let client = |number: u32| async move {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            client.set_nodelay(true).unwrap();
+            request(&mut client, true).await;
+            let every = Duration::from_secs(1) * CLIENTS / rate;
+            let mut ticks =
+                tokio::time::interval_at(tokio::time::Instant::now() + every * number / CLIENTS, every);
+            let mut took = Vec::new();
+            for _ in 0..lasting.as_micros() / every.as_micros() {
+                ticks.tick().await;
+                let began = Instant::now();
+                request(&mut client, false).await;
+                took.push(began.elapsed());
+            }
+            took
+        };
+        let clients: Vec<_> = (0..CLIENTS).map(|number| tokio::spawn(client(number))).collect();
+        let mut all = Vec::new();
+        for client in clients {
+            all.extend(client.await.unwrap());
+        }
+        all.sort();
+        all
+    })
+}
+
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }

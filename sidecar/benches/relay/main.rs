@@ -3,12 +3,15 @@
 //! `sidecar/benches/peers` installs the peers; one that is missing is named and left out.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a bench fails by panicking")]
 
+mod capture;
 mod endpoint;
 mod load;
 mod peer;
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use load::Work;
@@ -20,9 +23,18 @@ const ROUNDS: usize = 7;
 const IDLE: usize = 2_000;
 
 fn main() {
-    if std::env::args().nth(1).as_deref() == Some("endpoint") {
-        return endpoint::serve();
+    let asked = |word: &str| std::env::args().any(|argument| argument == word);
+    if asked("endpoint") {
+        endpoint::serve();
+    } else if asked("capture") {
+        capture::run();
+    } else {
+        with_endpoint(compare);
     }
+}
+
+/// Runs `measure` with the port of an endpoint on every address, and a folder; both end with it.
+fn with_endpoint(measure: impl FnOnce(u16, &Path)) {
     let mut server = Command::new(std::env::current_exe().unwrap())
         .arg("endpoint")
         .stdin(Stdio::piped())
@@ -35,11 +47,20 @@ fn main() {
 
     let folder = std::env::temp_dir().join(format!("remora-bench-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
+    // Other users read in it.
+    std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+    measure(port, &folder);
+    drop(server.stdin.take());
+    server.wait().unwrap();
+    let _ = std::fs::remove_dir_all(&folder);
+}
+
+fn compare(port: u16, folder: &Path) {
     let mut peers: Vec<Running> = Vec::new();
     for (number, peer) in (1..).zip(Peer::ALL) {
         // An address of its own for each, so that none runs out of the ports of another.
         let endpoint = SocketAddr::from(([127, 0, 1, number], port));
-        match peer.start(endpoint, &folder) {
+        match peer.start(endpoint, folder) {
             Ok(running) => peers.push(running),
             Err(why) => eprintln!("left out: {why}"),
         }
@@ -67,10 +88,6 @@ fn main() {
         println!("  {:<10} {:>8.1}", peer.peer.name(), bytes / 1000.0 / IDLE as f64);
         drop(held);
     }
-    drop(peers);
-    drop(server.stdin.take());
-    server.wait().unwrap();
-    let _ = std::fs::remove_dir_all(&folder);
 }
 
 /// Prints the medians, and each one's ratio to Remora's.

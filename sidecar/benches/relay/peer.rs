@@ -82,13 +82,7 @@ impl Peer {
         let folder = folder.display();
         match self {
             Self::Direct => String::new(),
-            Self::Remora => format!(
-                "{{kind: Service, apiVersion: v1, metadata: {{name: endpoint, namespace: bench}}, spec: {{\
-                 clusterIP: 10.96.0.1, ports: [{{port: 80}}]}}}}\n---\n{{kind: EndpointSlice, \
-                 apiVersion: discovery.k8s.io/v1, metadata: {{name: e, namespace: bench, labels: {{\
-                 kubernetes.io/service-name: endpoint}}}}, addressType: IPv4, ports: [{{name: '', port: {port}}}], \
-                 endpoints: [{{addresses: [{ip}]}}]}}\n"
-            ),
+            Self::Remora => configuration(endpoint),
             Self::Haproxy => format!(
                 "global\n nbthread 2\n maxconn 4000\ndefaults\n mode tcp\n timeout connect 5s\n timeout client 1h\n \
                  timeout server 1h\n option splice-request\n option splice-response\nlisten relay\n bind {address}\n \
@@ -105,6 +99,18 @@ impl Peer {
                 .replace("ENDPOINT_PORT", &port.to_string()),
         }
     }
+}
+
+/// A manifest of the Service `bench/endpoint`, port 80, over this one endpoint.
+pub(crate) fn configuration(endpoint: SocketAddr) -> String {
+    let (ip, port) = (endpoint.ip(), endpoint.port());
+    format!(
+        "{{kind: Service, apiVersion: v1, metadata: {{name: endpoint, namespace: bench}}, spec: {{\
+         clusterIP: 10.96.0.1, ports: [{{port: 80}}]}}}}\n---\n{{kind: EndpointSlice, \
+         apiVersion: discovery.k8s.io/v1, metadata: {{name: e, namespace: bench, labels: {{\
+         kubernetes.io/service-name: endpoint}}}}, addressType: IPv4, ports: [{{name: '', port: {port}}}], \
+         endpoints: [{{addresses: [{ip}]}}]}}\n"
+    )
 }
 
 /// TCP proxy with one static endpoint; a circuit breaker that is out of the way.
@@ -152,6 +158,11 @@ fn envoy() -> String {
 }
 
 impl Running {
+    /// `child`, which is `peer` and listens on `address`.
+    pub(crate) fn of(peer: Peer, address: SocketAddr, child: Child) -> Self {
+        Self { peer, address, child: Some(child) }
+    }
+
     fn wait(&mut self, folder: &Path) -> Result<(), String> {
         let deadline = Instant::now() + Duration::from_secs(20);
         while std::net::TcpStream::connect(self.address).is_err() {
