@@ -7,6 +7,7 @@
 
 mod failure;
 mod outage;
+pub mod ranges;
 mod request;
 mod stream;
 
