@@ -19,6 +19,12 @@ pub struct Arguments {
 pub enum Verb {
     /// Take connections to Services and balance them over the endpoints
     Sidecar(SidecarArguments),
+    /// Prepare a network namespace so that connections to Services come to the sidecar in it
+    Capture {
+        /// What to do.
+        #[command(subcommand)]
+        verb: CaptureVerb,
+    },
     /// Show which endpoints serve a Service here, and why each other one is left out
     Endpoints(EndpointsArguments),
     /// Tell step by step what becomes of a connection to an address
@@ -87,6 +93,45 @@ pub struct SidecarArguments {
     /// Threads that move bytes [default: one for each CPU that this process may use]
     #[arg(long, env = "REMORA_THREADS", value_name = "NUMBER")]
     pub threads: Option<String>,
+}
+
+/// What `remora capture` can do.
+#[derive(Debug, Subcommand)]
+pub enum CaptureVerb {
+    /// Begin to capture, explain each rule, and try whether it works; takes NET_ADMIN, once
+    Up(CaptureUpArguments),
+    /// Undo it: rules, routing rule and route
+    Down,
+    /// Show what is captured: each rule in words, and what the sets hold
+    Show {
+        /// How to print it
+        #[arg(long, short, default_value = "text", value_name = "FORMAT")]
+        output: OutputFormat,
+    },
+}
+
+/// `remora capture up`.
+#[derive(Debug, Args)]
+pub struct CaptureUpArguments {
+    /// A range of Service addresses, such as 10.96.0.0/12 or fd00:96::/112; asked of the Kubernetes API if absent.
+    /// Repeatable, or separated by commas
+    #[arg(long, env = "REMORA_SERVICES", value_name = "CIDR", value_delimiter = ',')]
+    pub services: Vec<String>,
+    /// Destination ports to leave alone, such as 9443,20000-20100
+    #[arg(long, env = "REMORA_SKIP_PORTS", value_name = "PORTS", value_delimiter = ',')]
+    pub skip_ports: Vec<String>,
+    /// Parts of the ranges to leave alone, such as 10.96.128.0/20,10.96.0.1
+    #[arg(long, env = "REMORA_SKIP_SUBNETS", value_name = "CIDRS", value_delimiter = ',')]
+    pub skip_subnets: Vec<String>,
+    /// The user that the sidecar runs as: its own connections are left alone, and only its signals count
+    #[arg(long, env = "REMORA_USER", value_name = "NUMBER", default_value_t = crate::capture::agreement::USER)]
+    pub user: u32,
+    /// Fail if nothing can be captured, or if the probe does not arrive; else both are told only
+    #[arg(long, env = "REMORA_STRICT", value_parser = clap::builder::FalseyValueParser::new())]
+    pub strict: bool,
+    /// How to print it
+    #[arg(long, short, default_value = "text", value_name = "FORMAT")]
+    pub output: OutputFormat,
 }
 
 /// Where this process runs.
@@ -184,13 +229,13 @@ mod tests {
     use clap::CommandFactory;
 
     #[test]
-    fn every_flag_of_the_sidecar_is_an_environment_variable_of_the_same_stem() {
+    fn every_flag_of_the_sidecar_and_of_capture_is_an_environment_variable_of_the_same_stem() {
         let command = Arguments::command();
         let sidecar = command.find_subcommand("sidecar").unwrap();
-        for flag in
-            sidecar.get_arguments().filter_map(|argument| Some((argument.get_long()?, argument.get_env())))
-        {
-            let (long, env) = flag;
+        let up = command.find_subcommand("capture").unwrap().find_subcommand("up").unwrap();
+        let flags = sidecar.get_arguments().chain(up.get_arguments());
+        let flags = flags.filter_map(|argument| Some((argument.get_long()?, argument.get_env())));
+        for (long, env) in flags.filter(|(long, _)| *long != "output") {
             let expected = format!("REMORA_{}", long.to_uppercase().replace('-', "_"));
             assert_eq!(env.map(|env| env.to_string_lossy().into_owned()), Some(expected), "--{long}");
         }

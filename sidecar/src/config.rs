@@ -4,6 +4,7 @@
 
 mod duration;
 mod listen;
+mod range;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
@@ -14,9 +15,10 @@ use selection::{Here, Protocol, ServiceName};
 use watcher::Source;
 
 use crate::arguments::{
-    self, AskArguments, EndpointsArguments, ExplainArguments, LogFormat, OutputFormat, PlaceArguments,
-    SidecarArguments,
+    self, AskArguments, CaptureUpArguments, CaptureVerb, EndpointsArguments, ExplainArguments, LogFormat,
+    OutputFormat, PlaceArguments, SidecarArguments,
 };
+use crate::capture::{Plan, merged, merged_ports};
 use crate::tcp::Listen;
 
 /// Where the kubelet and Prometheus ask in a Pod.
@@ -62,6 +64,28 @@ pub struct Sidecar {
     pub log_connections: bool,
     /// Threads that move bytes.
     pub threads: NonZeroUsize,
+}
+
+/// What `remora capture` shall do.
+#[derive(Debug)]
+pub enum Capture {
+    /// Begin.
+    Up(CaptureUp),
+    /// End.
+    Down,
+    /// Tell.
+    Show(OutputFormat),
+}
+
+/// What `remora capture up` shall do.
+#[derive(Debug)]
+pub struct CaptureUp {
+    /// What to capture; no ranges if the API server is to be asked for them.
+    pub plan: Plan,
+    /// Fail if it does not work.
+    pub strict: bool,
+    /// How to print it.
+    pub output: OutputFormat,
 }
 
 /// Whom `remora endpoints` and `remora explain` shall ask.
@@ -132,6 +156,20 @@ pub enum Error {
     /// Not a duration.
     #[error("--{0} {1:?} is not a duration; write a whole number and ms, s, m or h, such as {2}")]
     Duration(&'static str, String, &'static str),
+    /// Not a range of addresses.
+    #[error(
+        "--{0} {1:?} is not a range of addresses; write it as 10.96.0.0/12, fd00:96::/112 or a single address"
+    )]
+    Range(&'static str, String),
+    /// A range in which no Service can be.
+    #[error(
+        "--services {0} holds loopback, link-local or multicast addresses, which are no Service's; name the ranges of \
+         the cluster's Services only, such as 10.96.0.0/12"
+    )]
+    NoServices(ipnet::IpNet),
+    /// Not a port.
+    #[error("--skip-ports {0:?} is not a port or a range of ports; write them as 9443,20000-20100")]
+    SkipPorts(String),
     /// Not a number of threads.
     #[error("--threads {0:?} is not a number of threads; write one from 1 to {THREADS_MOST}")]
     Threads(String),
@@ -194,6 +232,46 @@ impl Sidecar {
             threads: threads(typed.threads.as_deref())?,
         })
     }
+}
+
+impl Capture {
+    /// Judges the command line of `remora capture`.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn new(typed: CaptureVerb) -> Result<Self, Error> {
+        match typed {
+            CaptureVerb::Up(typed) => CaptureUp::new(typed).map(Self::Up),
+            CaptureVerb::Down => Ok(Self::Down),
+            CaptureVerb::Show { output } => Ok(Self::Show(output)),
+        }
+    }
+}
+
+impl CaptureUp {
+    fn new(typed: CaptureUpArguments) -> Result<Self, Error> {
+        let ranges = |flag, typed: &[String]| {
+            let range = |text: &String| range::net(text).ok_or_else(|| Error::Range(flag, text.clone()));
+            given(typed).map(range).collect::<Result<Vec<_>, _>>().map(merged)
+        };
+        let services = ranges("services", &typed.services)?;
+        if let Some(range) = services.iter().find(|range| !range::can_be_services(range)) {
+            return Err(Error::NoServices(*range));
+        }
+        let ports = |text: &String| range::ports(text).ok_or_else(|| Error::SkipPorts(text.clone()));
+        let plan = Plan {
+            services,
+            skip_ports: merged_ports(given(&typed.skip_ports).map(ports).collect::<Result<_, _>>()?),
+            skip_subnets: ranges("skip-subnets", &typed.skip_subnets)?,
+            user: typed.user,
+        };
+        Ok(Self { plan, strict: typed.strict, output: typed.output })
+    }
+}
+
+/// What is not blank: an empty environment variable names nothing.
+fn given(typed: &[String]) -> impl Iterator<Item = &String> {
+    typed.iter().filter(|text| !text.trim().is_empty())
 }
 
 impl Endpoints {

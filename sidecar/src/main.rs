@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use sidecar::arguments::{Arguments, Verb};
-use sidecar::{config, endpoints, explain, logs};
+use sidecar::{capture, config, endpoints, explain, logs};
 
 /// A wrong command line.
 const USAGE: u8 = 2;
@@ -19,6 +19,10 @@ fn main() -> ExitCode {
                 Err(error) => usage(&error),
             }
         }
+        Verb::Capture { verb } => match config::Capture::new(verb) {
+            Ok(config) => end(answer(capture::run(config))),
+            Err(error) => usage(&error),
+        },
         Verb::Endpoints(typed) => match config::Endpoints::new(typed) {
             Ok(config) => end(answer(endpoints::run(config))),
             Err(error) => usage(&error),

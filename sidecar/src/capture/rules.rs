@@ -1,0 +1,420 @@
+//! The rules of capture, each with its words. In: a [`Plan`]. Out: chains and rules as values.
+//! Never speaks to the kernel; [`super::table`] does.
+//!
+//! ```text
+//! output ─▶ outside the ranges: untouched
+//!        ─▶ ipv4, ipv6 ─▶ signals of the sidecar's user ─▶ sets; dropped
+//!                      ─▶ not TCP, skipped: untouched
+//!                      ─▶ first packet (SYN) ─▶ opening ─▶ the sidecar's own, or not alive ─▶ leaving: remembered
+//!                      │                                ─▶ refused: reset; dropped: gone
+//!                      │                                ─▶ take: marked, hence rerouted to lo
+//!                      ─▶ remembered flow ─▶ passing, ending: untouched
+//!                      ─▶ any other later packet ─▶ take
+//! prerouting ─▶ marked and from lo ─▶ the sidecar's listener; its absence drops the first packet of a connection
+//! ```
+//! A flow is captured or not by its SYN alone, so that a heartbeat that lapses or returns breaks nothing. What passes is
+//! remembered rather than what is captured: that is little while the sidecar is alive. The sidecar's own flows are
+//! remembered too, as the kernel no longer knows whose a connection is once its program has closed it, though it may
+//! still have bytes to send.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use super::agreement::{
+    ALIVE_LASTS, ALIVE_SET, CLOSING_LASTS, CLOSING_SET, DROPPED_SET, LISTENER_V4, LISTENER_V6, MARK,
+    PASSED_LASTS, PASSED_SET, PORT, REFUSED_SET, SERVICES_SET, Signal, VERDICT_LASTS,
+};
+use super::expression::{
+    ACK, Change, Comparison, Expression, FIN, FIRST, Fact, RST, SYN, TCP, UDP, Verdict, destination_in, dscp,
+    family as is_family, flow, mark, place, port_in, protocol, rerouted, tcp_flags, user,
+};
+use super::family::{Family, octets};
+use super::plan::Plan;
+use super::sets::{ARRIVING_SET, PROBED_SET, SKIP_PORTS_SET, SKIP_SUBNETS_SET, named};
+
+/// A chain of the table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Chain {
+    pub(super) name: String,
+    /// Where packets come in, unless they come from another chain.
+    pub(super) hook: Option<Hook>,
+    pub(super) rules: Vec<Rule>,
+}
+
+/// Where packets come into a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Hook {
+    /// `filter` or `route`.
+    pub(super) kind: &'static str,
+    /// Netfilter's number.
+    pub(super) number: u32,
+    pub(super) priority: i32,
+}
+
+/// A rule of a chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Rule {
+    /// What it does, to be read on its own.
+    pub(super) words: String,
+    pub(super) expressions: Vec<Expression>,
+}
+
+/// `NF_INET_PRE_ROUTING`.
+const PREROUTING: u32 = 0;
+/// `NF_INET_LOCAL_OUT`.
+const OUTPUT: u32 = 3;
+/// `NF_IP_PRI_MANGLE`.
+const MANGLE: i32 = -150;
+
+/// The chain that remembers the flows which begin while those that run are counted.
+pub(super) fn arriving_chain(plan: &Plan) -> Chain {
+    let rules = plan.families().into_iter().map(|family| {
+        Rule::new(
+            format!("{family}: a connection that begins is remembered, as capture begins in a moment"),
+            [
+                &is_family(family)[..],
+                &destination_in(family, named(ARRIVING_SET, family)),
+                &protocol(Comparison::Equal, TCP),
+                &first(),
+                &flow(family),
+                &[Expression::Change(Change::Update, named(PASSED_SET, family))],
+            ],
+        )
+    });
+    let hook = Hook { kind: "filter", number: OUTPUT, priority: MANGLE - 1 };
+    Chain { name: ARRIVING_SET.to_owned(), hook: Some(hook), rules: rules.collect() }
+}
+
+/// All chains. A chain comes before those that lead to it.
+pub(super) fn chains(plan: &Plan) -> Vec<Chain> {
+    let mut chains = vec![Chain {
+        name: "take".to_owned(),
+        hook: None,
+        rules: vec![Rule::new(
+            format!("gets the mark {:#x}, with which it is routed to lo instead of the node", MARK),
+            [&mark()[..]],
+        )],
+    }];
+    for family in plan.families() {
+        chains.extend([
+            leaving(family),
+            passing(family),
+            ending(family),
+            opening(family, plan.user),
+            signals(family),
+            captured(family, plan.user),
+        ]);
+    }
+    chains.push(output(plan));
+    chains.push(prerouting(plan));
+    chains
+}
+
+fn output(plan: &Plan) -> Chain {
+    let rules = plan.families().into_iter().map(|family| {
+        let chain = format!("ipv{}", family.digit());
+        Rule::new(
+            format!("{family} to a Service address goes through chain {chain}; everything else is untouched"),
+            [&is_family(family)[..], &destination_in(family, named(SERVICES_SET, family)), &[goto(&chain)]],
+        )
+    });
+    let hook = Hook { kind: "route", number: OUTPUT, priority: MANGLE };
+    Chain { name: "output".to_owned(), hook: Some(hook), rules: rules.collect() }
+}
+
+fn captured(family: Family, sidecar: u32) -> Chain {
+    let [opening, passing, ending, signals] =
+        ["opening", "passing", "ending", "signals"].map(|name| named(name, family));
+    let known = |set: &str| [&flow(family)[..], &[Expression::Lookup(named(set, family), true)]].concat();
+    let rules = vec![
+        Rule::new(
+            format!("UDP of user {sidecar} may be a signal: see chain {signals}"),
+            [&protocol(Comparison::Equal, UDP)[..], &user(sidecar), &[goto(&signals)]],
+        ),
+        Rule::new(
+            "anything but TCP is untouched",
+            [&protocol(Comparison::Unequal, TCP)[..], &[Expression::Verdict(Verdict::Return)]],
+        ),
+        Rule::new(
+            "skipped ports are untouched",
+            [&port_in(SKIP_PORTS_SET.to_owned())[..], &[Expression::Verdict(Verdict::Return)]],
+        ),
+        Rule::new(
+            "skipped subnets are untouched",
+            [
+                &destination_in(family, named(SKIP_SUBNETS_SET, family))[..],
+                &[Expression::Verdict(Verdict::Return)],
+            ],
+        ),
+        Rule::new(
+            format!("the first packet of a connection decides over all of it: see chain {opening}"),
+            [&first()[..], &[goto(&opening)]],
+        ),
+        Rule::new(
+            format!("a connection that was let pass stays untouched: see chain {passing}"),
+            [&known(PASSED_SET)[..], &[goto(&passing)]],
+        ),
+        Rule::new(
+            format!("so does one whose client has said its last: see chain {ending}"),
+            [&known(CLOSING_SET)[..], &[goto(&ending)]],
+        ),
+        Rule::new(
+            format!("what user {sidecar} sends itself is untouched"),
+            [&user(sidecar)[..], &[Expression::Verdict(Verdict::Return)]],
+        ),
+        Rule::new("any other packet belongs to a captured connection", [&[goto("take")][..]]),
+    ];
+    Chain { name: format!("ipv{}", family.digit()), hook: None, rules }
+}
+
+fn signals(family: Family) -> Chain {
+    let [refused, dropped] = [REFUSED_SET, DROPPED_SET].map(|set| named(set, family));
+    let is = |signal: Signal| dscp(family, signal.dscp(), signal.dscp());
+    let change = |change, set: &str| Expression::Change(change, set.to_owned());
+    let (lowest, highest) = Signal::ALL.iter().fold((u8::MAX, 0), |(lowest, highest), signal| {
+        (signal.dscp().min(lowest), signal.dscp().max(highest))
+    });
+    let seconds = VERDICT_LASTS.as_secs();
+    let rules = vec![
+        Rule::new(
+            format!(
+                "DSCP {:#04x}: the sidecar is alive, for the next {} s",
+                Signal::Alive.dscp(),
+                ALIVE_LASTS.as_secs()
+            ),
+            [
+                &is(Signal::Alive)[..],
+                &[Expression::Meta(Fact::Family, FIRST), change(Change::Update, ALIVE_SET)],
+            ],
+        ),
+        Rule::new(
+            format!("DSCP {:#04x}: refuse this address and port, for {seconds} s", Signal::Refuse.dscp()),
+            [
+                &is(Signal::Refuse)[..],
+                &place(family),
+                &[change(Change::Delete, &dropped), change(Change::Update, &refused)],
+            ],
+        ),
+        Rule::new(
+            format!("DSCP {:#04x}: drop this address and port, for {seconds} s", Signal::Drop.dscp()),
+            [
+                &is(Signal::Drop)[..],
+                &place(family),
+                &[change(Change::Delete, &refused), change(Change::Update, &dropped)],
+            ],
+        ),
+        Rule::new(
+            format!("DSCP {:#04x}: serve this address and port again", Signal::Serve.dscp()),
+            [
+                &is(Signal::Serve)[..],
+                &place(family),
+                &[change(Change::Delete, &refused), change(Change::Delete, &dropped)],
+            ],
+        ),
+        Rule::new(
+            "a signal never leaves",
+            [&dscp(family, lowest, highest)[..], &[Expression::Verdict(Verdict::Drop)]],
+        ),
+    ];
+    Chain { name: named("signals", family), hook: None, rules }
+}
+
+fn opening(family: Family, sidecar: u32) -> Chain {
+    let leaving = named("leaving", family);
+    let in_set =
+        |loads: &[Expression], set: &str| [loads, &[Expression::Lookup(named(set, family), true)]].concat();
+    let forget = |set: &str| Expression::Change(Change::Delete, named(set, family));
+    let rules = vec![
+        Rule::new(
+            format!("user {sidecar} connects to the node: see chain {leaving}"),
+            [&user(sidecar)[..], &[goto(&leaving)]],
+        ),
+        Rule::new(
+            "a probe of `remora capture` is taken, whoever is alive",
+            [&in_set(&flow(family), PROBED_SET)[..], &[goto("take")]],
+        ),
+        Rule::new(
+            format!("without a living sidecar, a connection goes to the node: see chain {leaving}"),
+            [&[
+                Expression::Meta(Fact::Family, FIRST),
+                Expression::Lookup(ALIVE_SET.to_owned(), false),
+                goto(&leaving),
+            ][..]],
+        ),
+        Rule::new(
+            "an earlier connection from the same port is forgotten",
+            [&flow(family)[..], &[forget(PASSED_SET), forget(CLOSING_SET)]],
+        ),
+        Rule::new(
+            "a Service port that the sidecar refuses answers with a reset",
+            [&in_set(&place(family), REFUSED_SET)[..], &[Expression::Reset]],
+        ),
+        Rule::new(
+            "one that the sidecar drops does not answer",
+            [&in_set(&place(family), DROPPED_SET)[..], &[Expression::Verdict(Verdict::Drop)]],
+        ),
+        Rule::new("every other one is captured", [&[goto("take")][..]]),
+    ];
+    Chain { name: named("opening", family), hook: None, rules }
+}
+
+fn leaving(family: Family) -> Chain {
+    let rule = Rule::new(
+        "is remembered, so that its later packets go the same way",
+        [
+            &flow(family)[..],
+            &[
+                Expression::Change(Change::Delete, named(CLOSING_SET, family)),
+                Expression::Change(Change::Update, named(PASSED_SET, family)),
+            ],
+        ],
+    );
+    Chain { name: named("leaving", family), hook: None, rules: vec![rule] }
+}
+
+fn passing(family: Family) -> Chain {
+    let [passed, closing] = [PASSED_SET, CLOSING_SET].map(|set| named(set, family));
+    let rules = vec![
+        reset(family, &passed),
+        Rule::new(
+            format!("FIN is the client's last: remembered for {} min", CLOSING_LASTS.as_secs() / 60),
+            [
+                &tcp_flags(FIN, FIN)[..],
+                &flow(family),
+                &[
+                    Expression::Change(Change::Update, closing),
+                    Expression::Change(Change::Delete, passed.clone()),
+                    Expression::Verdict(Verdict::Return),
+                ],
+            ],
+        ),
+        remembered(family, &passed, PASSED_LASTS),
+    ];
+    Chain { name: named("passing", family), hook: None, rules }
+}
+
+fn ending(family: Family) -> Chain {
+    let closing = named(CLOSING_SET, family);
+    let rules = vec![reset(family, &closing), remembered(family, &closing, CLOSING_LASTS)];
+    Chain { name: named("ending", family), hook: None, rules }
+}
+
+fn reset(family: Family, set: &str) -> Rule {
+    Rule::new(
+        "a reset ends it: forgotten",
+        [
+            &tcp_flags(RST, RST)[..],
+            &flow(family),
+            &[Expression::Change(Change::Delete, set.to_owned()), Expression::Verdict(Verdict::Return)],
+        ],
+    )
+}
+
+fn remembered(family: Family, set: &str, lasts: Duration) -> Rule {
+    Rule::new(
+        format!("is remembered for {} min from here on", lasts.as_secs() / 60),
+        [&flow(family)[..], &[Expression::Change(Change::Update, set.to_owned())]],
+    )
+}
+
+fn prerouting(plan: &Plan) -> Chain {
+    let mut rules = Vec::new();
+    for family in plan.families() {
+        let listener = listener(family);
+        let address = FIRST;
+        let port = FIRST + u32::from(family.length() / 4);
+        rules.push(Rule::new(
+            format!("captured {family} goes to the sidecar at {}", SocketAddr::new(listener, PORT)),
+            [
+                &rerouted()[..],
+                &is_family(family),
+                &protocol(Comparison::Equal, TCP),
+                &[
+                    Expression::Value(octets(listener), address),
+                    Expression::Value(PORT.to_be_bytes().to_vec(), port),
+                    Expression::Tproxy(family, address, port),
+                    Expression::Verdict(Verdict::Accept),
+                ],
+            ],
+        ));
+    }
+    rules.push(Rule::new(
+        "nobody listens there: the client tries again, and goes to the node when the heartbeat has lapsed",
+        [&rerouted()[..], &protocol(Comparison::Equal, TCP), &first(), &[Expression::Verdict(Verdict::Drop)]],
+    ));
+    let hook = Hook { kind: "filter", number: PREROUTING, priority: MANGLE };
+    Chain { name: "prerouting".to_owned(), hook: Some(hook), rules }
+}
+
+/// Where captured connections of a family arrive.
+pub(super) fn listener(family: Family) -> IpAddr {
+    match family {
+        Family::IPv4 => LISTENER_V4,
+        Family::IPv6 => LISTENER_V6,
+    }
+}
+
+/// Holds for the first packet of a connection: SYN without ACK.
+fn first() -> [Expression; 3] {
+    tcp_flags(FIN | SYN | RST | ACK, SYN)
+}
+
+fn goto(chain: &str) -> Expression {
+    Expression::Verdict(Verdict::Goto(chain.to_owned()))
+}
+
+impl Rule {
+    fn new<'a>(words: impl Into<String>, parts: impl IntoIterator<Item = &'a [Expression]>) -> Self {
+        let parts: Vec<&[Expression]> = parts.into_iter().collect();
+        Self { words: words.into(), expressions: parts.concat() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sets::sets;
+    use super::*;
+
+    fn plan(services: &str) -> Plan {
+        let services = services.split_whitespace().map(|range| range.parse().unwrap()).collect();
+        Plan { services, user: 64102, ..Plan::default() }
+    }
+
+    #[test]
+    fn every_chain_and_set_that_a_rule_names_is_there_and_before_it() {
+        let plan = plan("10.96.0.0/16 fd00:96::/112");
+        let sets: Vec<String> = sets(&plan).into_iter().map(|set| set.name).collect();
+        let mut before: Vec<String> = Vec::new();
+        for chain in chains(&plan) {
+            for rule in &chain.rules {
+                for expression in &rule.expressions {
+                    match expression {
+                        Expression::Verdict(Verdict::Goto(to)) => assert!(before.contains(to), "{to}"),
+                        Expression::Lookup(set, _) | Expression::Change(_, set) => {
+                            assert!(sets.contains(set), "{set}");
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            before.push(chain.name);
+        }
+    }
+
+    #[test]
+    fn a_rule_has_words_that_fit_beside_it() {
+        let plan = plan("10.96.0.0/16 fd00:96::/112");
+        for chain in chains(&plan).iter().chain([&arriving_chain(&plan)]) {
+            for rule in &chain.rules {
+                assert!((10..200).contains(&rule.words.len()) && !rule.words.contains('"'), "{}", rule.words);
+            }
+        }
+    }
+
+    #[test]
+    fn a_family_without_ranges_has_no_rules_but_keeps_its_sets() {
+        let plan = plan("10.96.0.0/16");
+        assert!(chains(&plan).iter().all(|chain| !chain.name.ends_with('6')));
+        assert!(sets(&plan).iter().any(|set| set.name == "passed6"));
+    }
+}
