@@ -21,6 +21,10 @@ use crate::World;
 /// The bridge of the world; its addresses are the test's own.
 const BRIDGE: &str = "remora0";
 
+/// Given, since a bridge without one takes that of a port: when the host of that port goes, at a moment of the kernel's
+/// choice, everybody else would go on sending to an address that is nobody's.
+const BRIDGE_MAC: &str = "02:52:65:6d:6f:72";
+
 /// The last number given to a host. Addresses are never given twice: a stale connection must not
 /// find a new server by chance, unless a test wants that and asks for it.
 static LAST: AtomicU16 = AtomicU16::new(1);
@@ -155,7 +159,7 @@ pub(crate) fn bridge() {
     batch(
         &[],
         &format!(
-            "link set lo up\nlink add {BRIDGE} type bridge\nlink set {BRIDGE} up\n\
+            "link set lo up\nlink add {BRIDGE} address {BRIDGE_MAC} type bridge\nlink set {BRIDGE} up\n\
              addr add {}/16 dev {BRIDGE}\naddr add {}/64 dev {BRIDGE} nodad\n",
             v4(1),
             v6(1)
