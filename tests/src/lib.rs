@@ -8,7 +8,9 @@
 //!
 //! Nothing here stands in for anything: what is not started is not there.
 
+pub mod captor;
 pub mod cluster;
+pub mod inside;
 pub mod load;
 pub mod network;
 pub mod pods;
@@ -19,6 +21,7 @@ pub mod tools;
 pub mod wait;
 pub mod world;
 
+pub use captor::Stand;
 pub use cluster::{Cluster, Namespace};
 pub use load::Load;
 pub use network::Host;
