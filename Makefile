@@ -31,12 +31,13 @@ lint: ## Check formatting, clippy, the laws of the crates, the wasm builds.
 	@for target in wasm32-wasip1 wasm32-unknown-unknown; do \
 		cargo build -q --locked -p watcher --no-default-features --target $$target || exit 1; done
 
-bench: ## Measure picks, lookups and changes against their bounds.
+bench: ## Measure picks, changes, the relay beside its peers, and what capture costs.
 	@.ci/prerequisites build
 	@cargo bench --locked -p selection --bench pick
 	@cargo bench --locked -p watcher --bench store
 	@sidecar/benches/peers
 	@cargo bench --locked -p sidecar --bench relay
+	@cargo bench --locked -p sidecar --bench relay -- capture
 
 fmt: ## Format the code.
 	@cargo fmt --all

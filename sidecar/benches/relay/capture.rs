@@ -40,9 +40,13 @@ pub(crate) fn run() {
 
 fn measure(endpoint: SocketAddr, folder: &Path) {
     shell(&format!(
-        "ip link set lo up && ip link add eth0 type dummy && ip link set eth0 up && ip addr add {POD}/16 dev eth0 && \
+        "ip link set lo up && ip link add eth0 type veth peer name cable && ip link set cable up && ip link set eth0 up && ip addr add {POD}/16 dev eth0 && \
          ip route add default dev eth0"
     ));
+    // Every connection has the same two addresses: more of them than ports that rest for a minute.
+    shell(
+        "echo 1024 65535 >/proc/sys/net/ipv4/ip_local_port_range && echo 1 >/proc/sys/net/ipv4/tcp_tw_reuse",
+    );
     shell(&format!(
         "printf 'table ip node {{\\n chain output {{\\n type nat hook output priority -100\\n \
          ip daddr 10.97.0.1 tcp dport 80 dnat to {endpoint}\\n }}\\n}}\\n' | nft -f -"
