@@ -1,5 +1,5 @@
-// The control plane that the end-to-end tests run: the real etcd, kube-apiserver and
-// kube-controller-manager in one program, because linking once is much faster than three times.
+// What the end-to-end tests run of Kubernetes: the real etcd, kube-apiserver, kube-controller-manager
+// and kube-proxy in one program, because linking once is much faster than four times.
 //
 // In: the name it is called by (a symbolic link) or its first argument. Out: exactly what that
 // program does. It never changes a default of theirs; flags are the harness's business.
@@ -16,6 +16,7 @@ import (
 	_ "k8s.io/component-base/logs/json/register"
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	controllers "k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	proxy "k8s.io/kubernetes/cmd/kube-proxy/app"
 )
 
 func main() {
@@ -26,7 +27,7 @@ func main() {
 				return
 			}
 		}
-		fmt.Fprintln(os.Stderr, "usage: kubernetes etcd|kube-apiserver|kube-controller-manager [flags]")
+		fmt.Fprintln(os.Stderr, "usage: kubernetes etcd|kube-apiserver|kube-controller-manager|kube-proxy [flags]")
 		os.Exit(2)
 	}
 }
@@ -42,6 +43,8 @@ func run(name string) bool {
 		command = apiserver.NewAPIServerCommand()
 	case "kube-controller-manager":
 		command = controllers.NewControllerManagerCommand()
+	case "kube-proxy":
+		command = proxy.NewProxyCommand()
 	default:
 		return false
 	}
