@@ -2,7 +2,7 @@
 //!
 //! In: which etcd. Out: clients, kubeconfig files, and faults that are real ones: compaction, a stop,
 //! a kill. There is no kubelet and no scheduler: nodes and Pods are what the tests write
-//! ([`crate::pods`]). It never runs a controller other than those of EndpointSlices.
+//! ([`crate::pods`]); a test that wants nodes with kube-proxies asks for them ([`crate::node`]). It never runs a controller other than those of EndpointSlices.
 
 mod certificates;
 
@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use http::Request;
-use k8s_openapi::api::core::v1::{Namespace as KubeNamespace, Node, Service};
+use k8s_openapi::api::core::v1::{Namespace as KubeNamespace, Node as KubeNode, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
@@ -27,7 +27,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
-use crate::{Host, Program, World, tools, wait_until};
+use crate::{Host, Node, Program, World, tools, wait_until};
 use certificates::Authority;
 
 /// How long the API server may take to be ready: seconds, but on a busy machine more of them.
@@ -42,6 +42,12 @@ const RULES: &str = r#"[
 /// The nodes of every cluster, and their zones.
 pub const NODES: [(&str, &str); 2] = [("node-a", "zone-a"), ("node-b", "zone-b")];
 
+/// The ranges of the addresses of Services, either family.
+pub const SERVICES: [&str; 2] = ["10.96.0.0/16", "fd00:96::/112"];
+
+/// The address of the Service `kubernetes`: the first of the range.
+pub const KUBERNETES: [u8; 4] = [10, 96, 0, 1];
+
 /// The etcd under a cluster.
 #[derive(Clone, Copy)]
 pub enum Etcd {
@@ -53,6 +59,7 @@ pub enum Etcd {
 
 /// Owning one means that its programs run; dropping it ends them.
 pub struct Cluster {
+    nodes: OnceCell<[Node; 2]>,
     authority: Authority,
     api: Mutex<Option<Program>>,
     controllers: Mutex<Option<Program>>,
@@ -82,10 +89,17 @@ impl Cluster {
         let world = World::new(name);
         let host = Host::new(&world, "api");
         let authority = Authority::new(world.folder());
-        authority.server(&[host.ip4().into(), IpAddr::from([127, 0, 0, 1]), IpAddr::from([10, 96, 0, 1])]);
+        authority.server(&[host.ip4().into(), IpAddr::from([127, 0, 0, 1]), IpAddr::from(KUBERNETES)]);
         let etcd = start_etcd(&world, &host, etcd);
-        let cluster =
-            Cluster { authority, api: Mutex::default(), controllers: Mutex::default(), etcd, host, world };
+        let cluster = Cluster {
+            nodes: OnceCell::new(),
+            authority,
+            api: Mutex::default(),
+            controllers: Mutex::default(),
+            etcd,
+            host,
+            world,
+        };
         cluster.user("admin", Some("system:masters"));
         cluster.start_api().await;
         cluster.furnish().await;
@@ -104,26 +118,37 @@ impl Cluster {
         self.world.folder().join("remora.kubeconfig")
     }
 
+    /// Its nodes with their kube-proxies, [`NODES`], started by the first test that wants them.
+    pub async fn nodes(&self) -> &[Node; 2] {
+        self.nodes
+            .get_or_init(async || {
+                // The API server itself makes what a user of this name may do.
+                let proxy = self.user("system:kube-proxy", None);
+                let [(a, _), (b, _)] = NODES;
+                let start = async |name, others: &[&Host]| {
+                    Node::start(&self.world, self.client().await, &proxy, name, others).await
+                };
+                let a = start(a, &[&self.host]).await;
+                let b = start(b, &[&self.host, &a.host]).await;
+                b.learn(&a);
+                [a, b]
+            })
+            .await
+    }
+
     /// Adds a user with a kubeconfig file, which is returned.
     pub fn user(&self, user: &str, group: Option<&str>) -> PathBuf {
         self.authority.user(user, group);
-        let folder = self.world.folder();
-        let file = |name: &str| folder.join(name).display().to_string();
-        let config = json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "test",
-            "clusters": [{"name": "test", "cluster": {
-                "server": format!("https://{}:6443", self.host.ip4()),
-                "certificate-authority": file("ca.crt"),
-            }}],
-            "users": [{"name": user, "user": {
-                "client-certificate": file(&format!("{user}.crt")),
-                "client-key": file(&format!("{user}.key")),
-            }}],
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": user}}],
-        });
-        let path = folder.join(format!("{user}.kubeconfig"));
+        let path = self.world.folder().join(format!("{user}.kubeconfig"));
+        let config = self.authority.kubeconfig(user, &format!("https://{}:6443", self.host.ip4()));
         fs::write(&path, format!("{config:#}")).expect("a kubeconfig file");
         path
+    }
+
+    /// The kubeconfig of a user who exists, as a Pod has it: the API server is the Service
+    /// `kubernetes`.
+    pub fn kubeconfig_inside(&self, user: &str) -> Value {
+        self.authority.kubeconfig(user, &format!("https://{}:443", Ipv4Addr::from(KUBERNETES)))
     }
 
     /// Adds a user who may do what `rules` (of a ClusterRole) say, anywhere.
@@ -252,7 +277,7 @@ impl Cluster {
             .arg("--service-account-issuer=https://kubernetes.default.svc")
             .arg(format!("--service-account-signing-key-file={}", file("accounts.key")))
             .arg(format!("--service-account-key-file={}", file("accounts.pub")))
-            .arg("--service-cluster-ip-range=10.96.0.0/16,fd00:96::/112")
+            .arg(format!("--service-cluster-ip-range={}", SERVICES.join(",")))
             .arg("--authorization-mode=RBAC")
             // Pods would need a service account, which needs a controller that is not run.
             .arg("--disable-admission-plugins=ServiceAccount")
@@ -273,7 +298,7 @@ impl Cluster {
 
     /// Makes what every test takes for granted: nodes, and Remora's user.
     async fn furnish(&self) {
-        let nodes = Api::<Node>::all(self.client().await);
+        let nodes = Api::<KubeNode>::all(self.client().await);
         for (node, zone) in NODES {
             let labels = json!({"topology.kubernetes.io/zone": zone, "kubernetes.io/hostname": node});
             create(&nodes, json!({"metadata": {"name": node, "labels": labels}})).await;
@@ -285,6 +310,7 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         // In the order of a shutdown, so that no log is full of the others' absence.
+        self.nodes.take();
         for program in [&self.controllers, &self.api] {
             program.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
         }
@@ -335,6 +361,8 @@ where
 pub struct Namespace {
     /// Its name.
     pub name: String,
+    /// The number in its name, which no other namespace of the test binary has.
+    pub number: u32,
     /// Where it is.
     pub cluster: Arc<Cluster>,
     /// A client that may do everything.
@@ -345,10 +373,11 @@ impl Namespace {
     /// Makes one, named like no other.
     pub async fn new(cluster: Arc<Cluster>) -> Namespace {
         static LAST: AtomicU32 = AtomicU32::new(0);
-        let name = format!("shop-{}", LAST.fetch_add(1, Ordering::Relaxed) + 1);
+        let number = LAST.fetch_add(1, Ordering::Relaxed) + 1;
+        let name = format!("shop-{number}");
         let client = cluster.client().await;
         create::<KubeNamespace>(&Api::all(client.clone()), json!({"metadata": {"name": name}})).await;
-        Namespace { name, cluster, client }
+        Namespace { name, number, cluster, client }
     }
 
     /// Its Services.

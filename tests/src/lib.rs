@@ -2,17 +2,19 @@
 //!
 //! A test binary is one [`world`]: namespaces of its own, made before its first thread, gone with
 //! its last process. In it, one [`cluster`] (etcd, kube-apiserver, kube-controller-manager) serves
-//! all tests of the binary, and each test has a [`World`] with hosts on a bridge ([`network`]), child
-//! programs with logs ([`program`]), and a Kubernetes namespace in which [`pods`] are API objects
+//! all tests of the binary, and each test has a [`World`] with hosts on a bridge ([`network`]), nodes with
+//! kube-proxies ([`node`]), child programs with logs ([`program`]), and a Kubernetes namespace in which [`pods`] are API objects
 //! whose status the test writes and whose servers are real processes at real addresses.
 //!
 //! Nothing here stands in for anything: what is not started is not there.
 
+pub mod ask;
 pub mod captor;
 pub mod cluster;
 pub mod inside;
 pub mod load;
 pub mod network;
+pub mod node;
 pub mod pods;
 pub mod program;
 pub mod remora;
@@ -25,6 +27,7 @@ pub use captor::Stand;
 pub use cluster::{Cluster, Namespace};
 pub use load::Load;
 pub use network::Host;
+pub use node::Node;
 pub use pods::{Counts, Pod};
 pub use program::Program;
 pub use remora::Sidecar;

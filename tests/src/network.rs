@@ -1,4 +1,4 @@
-//! Hosts: network namespaces on one bridge, each with an address of either family.
+//! Hosts: network namespaces with an address of either family, on one bridge or behind a router.
 //!
 //! ```text
 //!   the test itself, 10.244.0.1 fd00:244::1
@@ -8,11 +8,15 @@
 //!              fd00:244::2          fd00:244::3
 //! ```
 //!
+//! A host behind a router (a Pod on a [`crate::Node`]) has a cable of its own to it and no bridge:
+//! every packet of it is routed, also to its neighbour.
+//!
 //! In: names. Out: places to start programs in, whose packets can be dropped. It never touches the
 //! network of the machine: all of this is inside the world's own namespaces.
 
 use std::ffi::OsStr;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 
@@ -33,43 +37,84 @@ static LAST: AtomicU16 = AtomicU16::new(1);
 /// as the end of a Pod does: packets for it are no longer answered at all.
 pub struct Host {
     name: String,
-    number: u16,
+    ip4: Ipv4Addr,
+    ip6: Ipv6Addr,
+}
+
+/// What a host behind a router is told: its own addresses, and the router's as it sees them.
+pub(crate) struct Lease {
+    pub(crate) ip4: Ipv4Addr,
+    pub(crate) ip6: Ipv6Addr,
+    pub(crate) gateway: Ipv4Addr,
 }
 
 impl Host {
-    /// Makes a host. `name` is for people; it is made unique.
+    /// Makes a host on the bridge. `name` is for people; it is made unique.
     pub fn new(world: &World, name: &str) -> Host {
-        let number = LAST.fetch_add(1, Ordering::Relaxed) + 1;
-        let host = Host { name: format!("{name}-{number}"), number };
-        let Host { name, .. } = &host;
+        let number = number();
+        let host = Host { name: format!("{name}-{number}"), ip4: v4(number), ip6: v6(number) };
+        let Host { name, ip4, ip6 } = &host;
         run(Command::new("ip").args(["netns", "add", name]));
-        run(Command::new("ip").args([
-            "link",
-            "add",
-            &format!("veth{number}"),
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "eth0",
-            "netns",
-            name,
-        ]));
-        run(Command::new("ip").args(["link", "set", &format!("veth{number}"), "master", BRIDGE, "up"]));
+        batch(
+            &[],
+            &format!(
+                "link add veth{number} type veth peer name eth0 netns {name}\n\
+                 link set veth{number} master {BRIDGE} up\n"
+            ),
+        );
         batch(
             &["-netns", name],
             &format!(
                 "link set lo up\nlink set eth0 up\n\
-                 addr add {}/16 dev eth0\naddr add {}/64 dev eth0 nodad\n\
+                 addr add {ip4}/16 dev eth0\naddr add {ip6}/64 dev eth0 nodad\n\
                  route add default via {}\n",
-                host.ip4(),
-                host.ip6(),
                 v4(1),
             ),
         );
         run(host.command("sh").args(["-c", PORTS]));
         world.remember(&host.name);
         host
+    }
+
+    /// Makes a host behind `router`, as most network plugins make a Pod's: its addresses are alone
+    /// in their subnets, and the router's end of the cable is the way to everybody else.
+    pub(crate) fn behind(world: &World, name: &str, router: &Host, lease: &Lease) -> Host {
+        let number = number();
+        let host = Host { name: format!("{name}-{number}"), ip4: lease.ip4, ip6: lease.ip6 };
+        let (Host { name, ip4, ip6 }, gateway) = (&host, lease.gateway);
+        run(Command::new("ip").args(["netns", "add", name]));
+        batch(
+            &["-netns", &router.name],
+            &format!(
+                "link add veth{number} type veth peer name eth0 netns {name}\nlink set veth{number} up\n\
+                 addr add {gateway}/32 dev veth{number}\naddr add {GATEWAY6}/64 dev veth{number} nodad\n\
+                 route add {ip4}/32 dev veth{number}\nroute add {ip6}/128 dev veth{number}\n"
+            ),
+        );
+        batch(
+            &["-netns", name],
+            &format!(
+                "link set lo up\nlink set eth0 up\n\
+                 addr add {ip4}/32 dev eth0\naddr add {ip6}/128 dev eth0 nodad\n\
+                 route add {gateway} dev eth0 scope link\nroute add default via {gateway}\n\
+                 route add default via {GATEWAY6} dev eth0\n"
+            ),
+        );
+        run(host.command("sh").args(["-c", PORTS]));
+        world.remember(&host.name);
+        host
+    }
+
+    /// Lets this host pass on what is not for itself, with a way for every destination in either
+    /// family: a packet without one would end before any rule about forwarding sees it.
+    pub(crate) fn forward(&self) {
+        run(self.command("sh").args(["-c", FORWARD]));
+        self.route(&[format!("default via {}", v6(1))]);
+    }
+
+    /// Adds routes, each a line as `ip route add` takes it.
+    pub(crate) fn route(&self, routes: &[String]) {
+        batch(&["-netns", &self.name], &lines(routes));
     }
 
     /// Its name, as `ip netns` knows it.
@@ -79,12 +124,12 @@ impl Host {
 
     /// Its IPv4 address.
     pub fn ip4(&self) -> Ipv4Addr {
-        v4(self.number)
+        self.ip4
     }
 
     /// Its IPv6 address.
     pub fn ip6(&self) -> Ipv6Addr {
-        v6(self.number)
+        self.ip6
     }
 
     /// Both its addresses, IPv4 first.
@@ -95,6 +140,20 @@ impl Host {
     /// A command that runs `program` in this host.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         inside(&self.name, program)
+    }
+
+    /// A command that runs `program` in this host as an ordinary user, who has no capability but
+    /// those that `capabilities` names, such as `net_raw`, and can gain none.
+    pub fn command_as(&self, user: u32, capabilities: &[&str], program: impl AsRef<Path>) -> Command {
+        let held: String = capabilities.iter().map(|capability| format!(",+{capability}")).collect();
+        let mut command = self.command("setpriv");
+        command
+            .args([format!("--reuid={user}"), format!("--regid={user}"), "--clear-groups".to_owned()])
+            // In this order a process of root gives up what it may not keep.
+            .args([format!("--inh-caps=-all{held}"), format!("--ambient-caps=-all{held}")])
+            .args([format!("--bounding-set=-all{held}"), "--no-new-privs".to_owned(), "--".to_owned()])
+            .arg(program.as_ref());
+        command
     }
 
     /// The ports from which this host has TCP connections to `remote` open, as the kernel sees it.
@@ -172,6 +231,26 @@ pub(crate) fn bridge() {
 /// would end a test of 500 connections a second after 56 seconds.
 const PORTS: &str = "echo 1024 65535 >/proc/sys/net/ipv4/ip_local_port_range && \
                      echo 1 >/proc/sys/net/ipv4/tcp_tw_reuse";
+
+/// What makes a host a router.
+const FORWARD: &str = "echo 1 >/proc/sys/net/ipv4/ip_forward && \
+                       echo 1 >/proc/sys/net/ipv6/conf/all/forwarding";
+
+/// The router's address on each of its cables, as the hosts behind it know it.
+const GATEWAY6: &str = "fe80::1";
+
+/// Adds routes to the test's own end, as [`Host::route`] does to a host.
+pub(crate) fn route(routes: &[String]) {
+    batch(&[], &lines(routes));
+}
+
+fn lines(routes: &[String]) -> String {
+    routes.iter().map(|route| format!("route add {route}\n")).collect()
+}
+
+fn number() -> u16 {
+    LAST.fetch_add(1, Ordering::Relaxed) + 1
+}
 
 fn v4(number: u16) -> Ipv4Addr {
     let [high, low] = number.to_be_bytes();

@@ -4,6 +4,7 @@
 //! of its own, the status, the end. The EndpointSlices are the real controller's. It never shortens
 //! a Pod's life: deletion, termination and removal are three calls, in the order of a kubelet.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod as KubePod;
@@ -13,10 +14,32 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::cluster::create;
-use crate::{Host, Namespace, Program, World, tools, wait_until};
+use crate::{Host, Namespace, Node, Program, World, tools, wait_until};
 
-/// The port on which every Pod serves, named `web`.
+/// The port on which a Pod serves that was not told another, named `web`.
 pub const PORT: u16 = 8080;
+
+/// Where a Pod goes.
+#[derive(Clone, Copy)]
+pub enum Place<'a> {
+    /// To a node that is a name only: the Pod is a host on the bridge.
+    Named(&'a str),
+    /// To a node that runs: the Pod is behind it. Its server tells more in its greeting: name,
+    /// address of the client, address that it serves at; and it serves UDP at the same ports.
+    On(&'a Node),
+}
+
+impl<'a> From<&'a str> for Place<'a> {
+    fn from(name: &'a str) -> Place<'a> {
+        Place::Named(name)
+    }
+}
+
+impl<'a> From<&'a Node> for Place<'a> {
+    fn from(node: &'a Node) -> Place<'a> {
+        Place::On(node)
+    }
+}
 
 /// How long a server may take to start and, after its last connection, to end.
 const PROMPT: Duration = Duration::from_secs(20);
@@ -42,14 +65,50 @@ pub struct Counts {
 
 impl Pod {
     /// Starts a server and creates its Pod with the label `app`, running but not ready.
-    pub async fn start(world: &World, namespace: &Namespace, app: &str, name: &str, node: &str) -> Pod {
-        let host = Host::new(world, name);
-        let server = serve(world, &host, name, PORT).await;
+    pub async fn start(
+        world: &World,
+        namespace: &Namespace,
+        app: &str,
+        name: &str,
+        place: impl Into<Place<'_>>,
+    ) -> Pod {
+        Pod::start_at(world, namespace, app, name, place, &[("web", PORT)]).await
+    }
+
+    /// As [`Pod::start`], serving at these ports by these names.
+    pub async fn start_at(
+        world: &World,
+        namespace: &Namespace,
+        app: &str,
+        name: &str,
+        place: impl Into<Place<'_>>,
+        ports: &[(&str, u16)],
+    ) -> Pod {
+        let numbers: Vec<u16> = ports.iter().map(|&(_, number)| number).collect();
+        let (node, host, server) = match place.into() {
+            Place::Named(node) => {
+                let host = Host::new(world, name);
+                let server = start_server(world, &host, name, &[], &addresses(&host, &numbers, "")).await;
+                (node, host, server)
+            }
+            Place::On(node) => {
+                let host = node.place(world, name);
+                let served = [addresses(&host, &numbers, ""), addresses(&host, &numbers, "udp:")].concat();
+                let server = start_server(world, &host, name, &["--tell"], &served).await;
+                (node.name.as_str(), host, server)
+            }
+        };
         let api: Api<KubePod> = Api::namespaced(namespace.client.clone(), &namespace.name);
-        let spec = json!({
-            "nodeName": node,
-            "containers": [{"name": "web", "image": "none", "ports": [{"name": "web", "containerPort": PORT}]}],
-        });
+        let port = |&(name, number)| {
+            let udp = format!("{name}-udp");
+            [
+                json!({"name": name, "containerPort": number}),
+                json!({"name": udp, "containerPort": number, "protocol": "UDP"}),
+            ]
+        };
+        let ports: Vec<_> = ports.iter().flat_map(port).collect();
+        let spec =
+            json!({"nodeName": node, "containers": [{"name": "web", "image": "none", "ports": ports}]});
         create(&api, json!({"metadata": {"name": name, "labels": {"app": app}}, "spec": spec})).await;
         let pod = Pod { name: name.to_owned(), host, api, server };
         pod.set_ready(false).await;
@@ -57,8 +116,14 @@ impl Pod {
     }
 
     /// Starts a server and creates its Pod, ready.
-    pub async fn ready(world: &World, namespace: &Namespace, app: &str, name: &str, node: &str) -> Pod {
-        let pod = Pod::start(world, namespace, app, name, node).await;
+    pub async fn ready(
+        world: &World,
+        namespace: &Namespace,
+        app: &str,
+        name: &str,
+        place: impl Into<Place<'_>>,
+    ) -> Pod {
+        let pod = Pod::start(world, namespace, app, name, place).await;
         pod.set_ready(true).await;
         pod
     }
@@ -118,8 +183,18 @@ impl Pod {
 
 /// Starts a server that greets with `name` on both addresses of a host, and waits until it listens.
 pub async fn serve(world: &World, host: &Host, name: &str, port: u16) -> Program {
+    start_server(world, host, name, &[], &addresses(host, &[port], "")).await
+}
+
+async fn start_server(
+    world: &World,
+    host: &Host,
+    name: &str,
+    options: &[&str],
+    addresses: &[String],
+) -> Program {
     let mut command = host.command(tools::own("remora-test-endpoint", "tests"));
-    command.arg(name).args([format!("{}:{port}", host.ip4()), format!("[{}]:{port}", host.ip6())]);
+    command.args(options).arg(name).args(addresses);
     let server = Program::start(world, name, command);
     wait_until(PROMPT, "the endpoint listens", async || match server.output().starts_with("listening") {
         true => Ok(()),
@@ -127,4 +202,10 @@ pub async fn serve(world: &World, host: &Host, name: &str, port: u16) -> Program
     })
     .await;
     server
+}
+
+/// Both addresses of a host with each of these ports, as the server takes them.
+fn addresses(host: &Host, ports: &[u16], prefix: &str) -> Vec<String> {
+    let both = |&port: &u16| host.ips().map(|ip| format!("{prefix}{}", SocketAddr::new(ip, port)));
+    ports.iter().flat_map(both).collect()
 }

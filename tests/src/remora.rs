@@ -9,10 +9,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
-use crate::{Host, Program, World, tools, wait_until};
+use crate::{Host, Program, World, ask, tools, wait_until};
 
 const HEALTH: u16 = 64104;
 const ADMIN: &str = "127.0.0.1:64103";
@@ -66,18 +64,7 @@ impl Sidecar {
 
     /// Asks its health port: status and body.
     pub async fn get(&self, path: &str) -> Result<(u16, String), String> {
-        let ask = async {
-            let mut stream = TcpStream::connect(self.address(HEALTH)).await?;
-            let request = format!("GET {path} HTTP/1.1\r\nHost: sidecar\r\nConnection: close\r\n\r\n");
-            stream.write_all(request.as_bytes()).await?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).await?;
-            std::io::Result::Ok(answer)
-        };
-        let answer = ask.await.map_err(|error| error.to_string())?;
-        let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
-        let (_, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
-        Ok((status.ok_or_else(|| format!("no HTTP: {answer}"))?, body.to_owned()))
+        ask::get(self.address(HEALTH), path).await
     }
 
     /// Its own `remora endpoints SERVICE`: the endpoints usable in the Cluster policy, IPv4 and the

@@ -3,10 +3,13 @@
 //! In: a program's name. Out: its path, or a panic that names the command which makes it. It never
 //! builds or installs anything: `tests/tools` and `cargo build` do.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 
-/// A program that `tests/tools` builds: `etcd`, `kube-apiserver`, `kube-controller-manager`, `old-etcd`.
+/// A program that `tests/tools` builds: `etcd`, `kube-apiserver`, `kube-controller-manager`,
+/// `kube-proxy`, `old-etcd`.
 ///
 /// # Panics
 /// When it is not there, with what `tests/tools` says about it.
@@ -36,4 +39,21 @@ pub fn own(name: &str, package: &str) -> PathBuf {
     let path = folder.join(name);
     assert!(path.exists(), "{} is not there: cargo build -p {package}", path.display());
     path
+}
+
+/// As [`own`], but a copy in the world's own `/run`: other users may not enter the folder of the
+/// build.
+///
+/// # Panics
+/// When the program is not there or cannot be copied.
+pub fn for_everybody(name: &str, package: &str) -> PathBuf {
+    // One at a time: a program that is still being written cannot be started.
+    static COPYING: Mutex<()> = Mutex::new(());
+    let _copying = COPYING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let copy = Path::new("/run/programs").join(name);
+    if !copy.exists() {
+        let copied = fs::create_dir_all("/run/programs").and_then(|()| fs::copy(own(name, package), &copy));
+        copied.unwrap_or_else(|error| panic!("cannot copy {name} to {}: {error}", copy.display()));
+    }
+    copy
 }

@@ -156,6 +156,14 @@ impl World {
         &self.folder
     }
 
+    /// Where files of this test go that other users must reach: in memory, gone with the world.
+    pub fn own_folder(&self) -> PathBuf {
+        let folder = Path::new("/run/worlds").join(&self.name);
+        fs::create_dir_all(&folder)
+            .unwrap_or_else(|error| panic!("cannot create {}: {error}", folder.display()));
+        folder
+    }
+
     /// The log file of a program.
     pub(crate) fn log(&self, name: &str) -> PathBuf {
         self.folder.join(format!("{name}.log"))

@@ -1,16 +1,18 @@
 //! Who is who in a cluster: an authority, the API server's certificate, one for each user.
 //!
-//! In: a folder. Out: PEM files in it. Users are certificates (common name: user, organisation:
+//! In: a folder. Out: PEM files in it, and kubeconfigs made of them. Users are certificates (common name: user, organisation:
 //! group), so that one can be added while the API server runs. It never leaves the folder.
 
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use k8s_openapi::ByteString;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
 };
+use serde_json::{Value, json};
 
 /// Owning one means being able to say who somebody is.
 pub(crate) struct Authority {
@@ -46,6 +48,29 @@ impl Authority {
         let mut parameters = named(user, group);
         parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         self.sign(user, &parameters);
+    }
+
+    /// A kubeconfig that holds all it needs, so that it is good wherever it is put, for a user who
+    /// has been written before.
+    pub(crate) fn kubeconfig(&self, user: &str, server: &str) -> Value {
+        let data = |name: &str| {
+            let path = self.folder.join(name);
+            let pem =
+                fs::read(&path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()));
+            ByteString(pem)
+        };
+        json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "test",
+            "clusters": [{"name": "test", "cluster": {
+                "server": server,
+                "certificate-authority-data": data("ca.crt"),
+            }}],
+            "users": [{"name": user, "user": {
+                "client-certificate-data": data(&format!("{user}.crt")),
+                "client-key-data": data(&format!("{user}.key")),
+            }}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": user}}],
+        })
     }
 
     fn sign(&self, name: &str, parameters: &CertificateParams) {
