@@ -10,7 +10,10 @@
 
 pub mod ask;
 pub mod captor;
+pub mod cases;
+pub mod client;
 pub mod cluster;
+pub mod injected;
 pub mod inside;
 pub mod load;
 pub mod network;
@@ -24,7 +27,9 @@ pub mod wait;
 pub mod world;
 
 pub use captor::Stand;
+pub use client::{Client, Outcome, Way};
 pub use cluster::{Cluster, Namespace};
+pub use injected::Injected;
 pub use load::Load;
 pub use network::Host;
 pub use node::Node;

@@ -1,0 +1,58 @@
+//! What a client in a Pod may expect of Services, after kube-proxy's own end-to-end tests: a list
+//! of cases that hold with the node's kube-proxy alone and with Remora in the Pod.
+//!
+//! In: a [`crate::Client`]. Out: nothing, or a panic. A case never asks which way its connections
+//! go; those of [`fail_open`] do, and are about Remora alone.
+
+pub mod affinity;
+pub mod changes;
+pub mod fail_open;
+pub mod outside;
+pub mod policies;
+pub mod ports;
+pub mod reach;
+
+/// The main function of a test binary that runs cases: each of `both` twice, by the names
+/// `CASE_with_kube_proxy` and `CASE_with_remora`, each of `alone` once. With `remora: off`, those
+/// with Remora are left out.
+#[macro_export]
+macro_rules! cases {
+    (
+        remora: $remora:ident,
+        both: { $($module:ident: [$($case:ident),+ $(,)?]),+ $(,)? },
+        alone: { $($own_module:ident: [$($own:ident),+ $(,)?]),+ $(,)? } $(,)?
+    ) => {
+        fn main() -> std::process::ExitCode {
+            let mut tests = vec![$($(
+                $crate::cases!(@both concat!(stringify!($case), "_with_kube_proxy"), KubeProxy, $module, $case)
+            ),+),+];
+            if $crate::cases!(@is $remora) {
+                tests.extend([$($(
+                    $crate::cases!(@both concat!(stringify!($case), "_with_remora"), Remora, $module, $case)
+                ),+),+]);
+                tests.extend([$($(
+                    $crate::world::Test {
+                        name: stringify!($own),
+                        run: |world| Box::pin(async move {
+                            let client = $crate::Client::start(world, $crate::Way::Remora).await;
+                            $crate::cases::$own_module::$own(&client).await;
+                        }),
+                    }
+                ),+),+]);
+            }
+            $crate::world::main(tests)
+        }
+    };
+    (@is on) => { true };
+    (@is off) => { false };
+    (@both $name:expr, $way:ident, $module:ident, $case:ident) => {
+        $crate::world::Test {
+            name: $name,
+            run: |world| Box::pin(async move {
+                let client = $crate::Client::start(world, $crate::Way::$way).await;
+                $crate::cases::$module::$case(&client).await;
+                client.finish().await;
+            }),
+        }
+    };
+}

@@ -1,0 +1,66 @@
+//! Who is reached, and as whom. In: a client. Never fewer than both families.
+
+use serde_json::json;
+
+use crate::cluster::KUBERNETES;
+use crate::{Client, Outcome};
+
+/// service.go: "should serve a basic endpoint from pods", dual_stack.go.
+pub async fn a_cluster_ip_is_reached_in_both_families(client: &Client) {
+    let web = client.service("web", json!({})).await;
+    let _pods = (client.near("web", "near").await, client.far("web", "far").await);
+    client.wait_served(&web.port(80), &["near", "far"], "all endpoints of the Service").await;
+}
+
+/// networking.go: "should update endpoints".
+pub async fn endpoints_come_and_go(client: &Client) {
+    let web = client.service("web", json!({})).await;
+    let first = client.far("web", "first").await;
+    client.wait_served(&web.port(80), &["first"], "it is the only endpoint").await;
+    let _second = client.near("web", "second").await;
+    client.wait_served(&web.port(80), &["first", "second"], "an endpoint was added").await;
+    first.delete().await;
+    client.wait_served(&web.port(80), &["second"], "an endpoint is terminating").await;
+    first.end().await;
+    let _third = client.far("web", "third").await;
+    client.wait_served(&web.port(80), &["second", "third"], "another endpoint was added").await;
+}
+
+/// service.go: "should preserve source pod IP for traffic thru service cluster IP".
+pub async fn an_endpoint_sees_the_address_of_the_clients_pod(client: &Client) {
+    let web = client.service("web", json!({})).await;
+    let pods = [client.near("web", "near").await, client.far("web", "far").await];
+    client.wait_served(&web.port(80), &["near", "far"], "both nodes have an endpoint").await;
+    for (family, address) in web.port(80).into_iter().enumerate() {
+        for outcome in client.connect(address, 20).await {
+            let Outcome::Answered { by, source, at } = outcome else { panic!("{address}: {outcome:?}") };
+            assert_eq!(source.ip(), client.pod.host.ips()[family], "{by} was called by the Pod itself");
+            let pod = pods.iter().find(|pod| pod.name == by).expect("one of the Pods");
+            assert_eq!(at, (pod.host.ips()[family], 8080).into(), "{by} was called at its own address");
+        }
+    }
+}
+
+/// service.go: "should allow pods to hairpin back to themselves through services".
+pub async fn a_pod_reaches_itself_through_its_service(client: &Client) {
+    let own = client.service("client", json!({})).await;
+    client.wait_served(&own.port(80), &["client"], "it is the only endpoint of the Service").await;
+    let _other = client.near("client", "other").await;
+    client.wait_served(&own.port(80), &["client", "other"], "it is one of the endpoints").await;
+}
+
+/// networking.go: "should be able to handle large requests".
+pub async fn large_transfers_arrive_whole(client: &Client) {
+    let web = client.service("web", json!({})).await;
+    let _far = client.far("web", "far").await;
+    client.wait_served(&web.port(80), &["far"], "it is the only endpoint").await;
+    for address in web.port(80) {
+        let outcome = client.transfer(address, 64).await;
+        assert_eq!(outcome.by(), Ok("far"), "64 MB through {address} and back");
+    }
+}
+
+/// apiserver.go: "should provide secure master service", as a container reaches it.
+pub async fn the_api_server_is_reached_through_its_service(client: &Client) {
+    assert!(client.touch((KUBERNETES, 443).into()).await, "TLS would be for the client to begin");
+}

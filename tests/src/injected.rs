@@ -1,0 +1,143 @@
+//! Remora in a Pod, as an injected container has it: prepared once by root, then run as a user of
+//! its own with one capability.
+//!
+//! In: a client's Pod on a node. Out: a sidecar that takes the Pod's connections to Services, to be
+//! stopped, interrupted and killed. It reaches the API server through the Service `kubernetes`, as
+//! every container does. It never has a way to the API server that the Pod has not.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::cluster::{KUBERNETES, NODES, SERVICES};
+use crate::remora::run;
+use crate::{Client, Host, Program, World, ask, tools, wait_until};
+
+/// Who it is; the rules of `remora capture` tell its packets by this.
+const USER: u32 = 64102;
+
+const HEALTH: u16 = 64104;
+const ADMIN: &str = "127.0.0.1:64103";
+
+/// How long it may take to have its first table and to take connections, on a busy machine.
+const READY: Duration = Duration::from_secs(30);
+
+/// How long it may take to end without open connections.
+const PROMPT: Duration = Duration::from_secs(20);
+
+/// Owning one means that the Pod is prepared; the sidecar runs unless it was stopped or killed.
+pub struct Injected {
+    program: Program,
+    health: SocketAddr,
+    /// Connections that it had taken when it was first known to take any.
+    before: u64,
+}
+
+impl Injected {
+    /// Prepares the Pod of a client and starts the sidecar, without waiting for it.
+    pub async fn start(client: &Client) -> Injected {
+        prepare(&client.pod.host).await;
+        Injected::start_again(client, "remora").await
+    }
+
+    /// Starts a sidecar in a Pod that is prepared. `name` is the name of its log.
+    pub async fn start_again(client: &Client, name: &str) -> Injected {
+        let host = &client.pod.host;
+        let kubeconfig = kubeconfig(client, &client.world);
+        let mut command = host.command_as(USER, &["net_raw"], tools::for_everybody("remora", "sidecar"));
+        let [(node, _), _] = NODES;
+        command
+            .env("KUBECONFIG", kubeconfig)
+            .args(["sidecar", "--capture", "--source", "kube", "--node", node])
+            .args(["--health", &format!("0.0.0.0:{HEALTH}"), "--admin", ADMIN]);
+        let program = Program::start(&client.world, name, command);
+        Injected { program, health: (host.ip4(), HEALTH).into(), before: 0 }
+    }
+
+    /// Waits until it has a table and takes the client's connections.
+    pub async fn wait_taking(&mut self, client: &Client) {
+        let kubernetes = SocketAddr::from((KUBERNETES, 443));
+        wait_until(READY, "Remora takes the Pod's connections", async || {
+            client.touch(kubernetes).await;
+            match self.metric("remora_connections_opened_total").await? {
+                0 => Err(format!("it took none; {}", self.state())),
+                _ => Ok(()),
+            }
+        })
+        .await;
+        self.before = self.metric("remora_connections_opened_total").await.expect("it told just above");
+    }
+
+    /// Checks that it has taken connections since it was first known to.
+    pub async fn assert_taken(&self) {
+        let taken = self.metric("remora_connections_opened_total").await;
+        let before = self.before;
+        assert!(
+            taken.as_ref().is_ok_and(|&taken| taken > before),
+            "{taken:?} after {before}: {}",
+            self.state()
+        );
+    }
+
+    /// The sum of a metric over all its labels.
+    pub async fn metric(&self, name: &str) -> Result<u64, String> {
+        let (_, page) = ask::get(self.health, "/metrics").await?;
+        let ours = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+        let values =
+            page.lines().filter(ours).filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+        Ok(values.sum())
+    }
+
+    /// The status that `/readyz` gives.
+    pub async fn readiness(&self) -> Result<u16, String> {
+        ask::get(self.health, "/readyz").await.map(|(status, _)| status)
+    }
+
+    /// Ends it at once.
+    pub fn kill(&self) {
+        self.program.kill();
+    }
+
+    /// Ends it in good order; no connection may be open.
+    pub async fn stop(&self) -> ExitStatus {
+        self.program.stop(PROMPT).await
+    }
+
+    /// Interrupts it: neither bytes nor heartbeats go out.
+    pub fn pause(&self) {
+        self.program.signal(Signal::STOP);
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.program.signal(Signal::CONT);
+    }
+
+    /// Its state, to say why something did not happen.
+    pub fn state(&self) -> String {
+        self.program.state()
+    }
+}
+
+/// The init step, as root: all Service addresses of the cluster are taken.
+pub async fn prepare(host: &Host) {
+    let [ip4, ip6] = SERVICES;
+    let up = run(host, &["capture", "up", "--services", ip4, "--services", ip6], None).await;
+    up.unwrap_or_else(|error| panic!("the Pod is not prepared: {error}"));
+}
+
+/// Writes the kubeconfig of Remora's user where only this user can read it.
+fn kubeconfig(client: &Client, world: &World) -> PathBuf {
+    let config = client.namespace.cluster.kubeconfig_inside("remora");
+    let path = world.own_folder().join("remora.kubeconfig");
+    let done = fs::write(&path, config.to_string())
+        .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o400)))
+        .and_then(|()| chown(&path, Some(USER), Some(USER)));
+    done.unwrap_or_else(|error| panic!("cannot write {} for user {USER}: {error}", path.display()));
+    path
+}
