@@ -15,6 +15,7 @@
 //! network of the machine: all of this is inside the world's own namespaces.
 
 use std::ffi::OsStr;
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -144,7 +145,16 @@ impl Host {
 
     /// A command that runs `program` in this host as an ordinary user, who has no capability but
     /// those that `capabilities` names, such as `net_raw`, and can gain none.
+    ///
+    /// # Panics
+    /// When this world has no such user.
     pub fn command_as(&self, user: u32, capabilities: &[&str], program: impl AsRef<Path>) -> Command {
+        let users = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        assert!(
+            has_user(&users, user),
+            "there is no user {user} in the user namespace of this test: run it as root, or install \
+             newuidmap (Debian: uidmap) and give yourself a range in /etc/subuid and /etc/subgid"
+        );
         let held: String = capabilities.iter().map(|capability| format!(",+{capability}")).collect();
         let mut command = self.command("setpriv");
         command
@@ -242,6 +252,14 @@ const GATEWAY6: &str = "fe80::1";
 /// Adds routes to the test's own end, as [`Host::route`] does to a host.
 pub(crate) fn route(routes: &[String]) {
     batch(&[], &lines(routes));
+}
+
+/// Whether a user is in a table of users: first here, first outside, how many.
+fn has_user(table: &str, user: u32) -> bool {
+    table.lines().any(|line| {
+        let numbers: Vec<u32> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        matches!(numbers[..], [first, _, count] if user.checked_sub(first).is_some_and(|from| from < count))
+    })
 }
 
 fn lines(routes: &[String]) -> String {

@@ -1,7 +1,7 @@
 //! Worlds: namespaces of network, mounts and processes that belong to one test binary alone.
 //!
 //! In: the tests of a binary. Out: its exit code. Root makes the namespaces directly, everybody
-//! else through a user namespace. When the binary ends, however it ends, the kernel takes away all
+//! else through a user namespace; a test that needs a second user in it needs `newuidmap` too. When the binary ends, however it ends, the kernel takes away all
 //! processes, networks and mounts of its world. It never changes anything outside.
 //!
 //! ```text
@@ -81,8 +81,10 @@ pub fn main(tests: Vec<Test>) -> ExitCode {
 fn enter(path: &str) -> ExitCode {
     let root = rustix::process::geteuid().is_root();
     let direct = ["-n", "-m", "-p", "--fork", "--kill-child"];
+    // With the users that /etc/subuid gives this one, or as the only user that there is.
+    let with_users = ["-U", "-r", "--map-auto", "-n", "-m", "-p", "--fork", "--kill-child"];
     let through_user = ["-U", "-r", "-n", "-m", "-p", "--fork", "--kill-child"];
-    let ways: &[&[&str]] = if root { &[&direct, &through_user] } else { &[&through_user] };
+    let ways: &[&[&str]] = if root { &[&direct, &through_user] } else { &[&with_users, &through_user] };
     let mut refusals = String::new();
     for way in ways {
         match Command::new("unshare").args(*way).arg("true").env("PATH", path).output() {
