@@ -2,19 +2,24 @@
 //! of cases that hold with the node's kube-proxy alone and with Remora in the Pod.
 //!
 //! In: a [`crate::Client`]. Out: nothing, or a panic. A case never asks which way its connections
-//! go; those of [`fail_open`] do, and are about Remora alone.
+//! go; those of [`fail_open`] and [`contained`] do, and are about Remora alone.
 
 pub mod affinity;
 pub mod changes;
+pub mod contained;
 pub mod fail_open;
 pub mod outside;
 pub mod policies;
 pub mod ports;
 pub mod reach;
 
+/// Cases at the same time: their nodes and their cluster are shared, their Services are not.
+pub const AT_A_TIME: usize = 4;
+
 /// The main function of a test binary that runs cases: each of `both` twice, by the names
 /// `CASE_with_kube_proxy` and `CASE_with_remora`, each of `alone` once. With `remora: off`, those
-/// with Remora are left out.
+/// with Remora are left out. Those of `both` run some at a time, since they mostly wait for others;
+/// those of `alone` measure, and run one by one.
 #[macro_export]
 macro_rules! cases {
     (
@@ -26,11 +31,12 @@ macro_rules! cases {
             let mut tests = vec![$($(
                 $crate::cases!(@both concat!(stringify!($case), "_with_kube_proxy"), KubeProxy, $module, $case)
             ),+),+];
+            let mut alone = Vec::new();
             if $crate::cases!(@is $remora) {
                 tests.extend([$($(
                     $crate::cases!(@both concat!(stringify!($case), "_with_remora"), Remora, $module, $case)
                 ),+),+]);
-                tests.extend([$($(
+                alone.extend([$($(
                     $crate::world::Test {
                         name: stringify!($own),
                         run: |world| Box::pin(async move {
@@ -40,7 +46,7 @@ macro_rules! cases {
                     }
                 ),+),+]);
             }
-            $crate::world::main(tests)
+            $crate::world::main_of(vec![($crate::cases::AT_A_TIME, tests), (1, alone)])
         }
     };
     (@is on) => { true };

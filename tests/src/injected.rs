@@ -15,8 +15,9 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::cluster::{KUBERNETES, NODES, SERVICES};
+use crate::container::{Container, File};
 use crate::remora::run;
-use crate::{Client, Host, Program, World, ask, tools, wait_until};
+use crate::{Client, Host, Program, ask, tools, wait_until};
 
 /// Who it is; the rules of `remora capture` tell its packets by this.
 const USER: u32 = 64102;
@@ -32,10 +33,18 @@ const PROMPT: Duration = Duration::from_secs(20);
 
 /// Owning one means that the Pod is prepared; the sidecar runs unless it was stopped or killed.
 pub struct Injected {
-    program: Program,
+    process: Process,
     health: SocketAddr,
     /// Connections that it had taken when it was first known to take any.
     before: u64,
+}
+
+/// How it runs.
+enum Process {
+    /// As a process of its user, whose one capability is ambient.
+    Plain(Program),
+    /// In a container, as a CRI makes it, where it has to raise what it has.
+    Contained(Container),
 }
 
 impl Injected {
@@ -48,15 +57,35 @@ impl Injected {
     /// Starts a sidecar in a Pod that is prepared. `name` is the name of its log.
     pub async fn start_again(client: &Client, name: &str) -> Injected {
         let host = &client.pod.host;
-        let kubeconfig = kubeconfig(client, &client.world);
         let mut command = host.command_as(USER, &["net_raw"], tools::for_everybody("remora", "sidecar"));
-        let [(node, _), _] = NODES;
-        command
-            .env("KUBECONFIG", kubeconfig)
-            .args(["sidecar", "--capture", "--source", "kube", "--node", node])
-            .args(["--health", &format!("0.0.0.0:{HEALTH}"), "--admin", ADMIN]);
-        let program = Program::start(&client.world, name, command);
-        Injected { program, health: (host.ip4(), HEALTH).into(), before: 0 }
+        command.env("KUBECONFIG", write_kubeconfig(client)).args(arguments());
+        Injected::of(Process::Plain(Program::start(&client.world, name, command)), host)
+    }
+
+    /// Starts a sidecar in a container, in a Pod that is prepared.
+    pub async fn start_in_container(client: &Client) -> Injected {
+        let host = &client.pod.host;
+        let kubeconfig = File { name: "/kubeconfig", content: kubeconfig(client) };
+        let container = Container::start(
+            &client.world,
+            host,
+            &["CAP_NET_RAW"],
+            &["KUBECONFIG=/kubeconfig"],
+            &[kubeconfig],
+            &arguments().each_ref().map(String::as_str),
+        );
+        Injected::of(Process::Contained(container), host)
+    }
+
+    fn of(process: Process, host: &Host) -> Injected {
+        Injected { process, health: (host.ip4(), HEALTH).into(), before: 0 }
+    }
+
+    fn program(&self) -> &Program {
+        match &self.process {
+            Process::Plain(program) => program,
+            Process::Contained(container) => &container.program,
+        }
     }
 
     /// Waits until it has a table and takes the client's connections.
@@ -100,27 +129,27 @@ impl Injected {
 
     /// Ends it at once.
     pub fn kill(&self) {
-        self.program.kill();
+        self.program().kill();
     }
 
     /// Ends it in good order; no connection may be open.
     pub async fn stop(&self) -> ExitStatus {
-        self.program.stop(PROMPT).await
+        self.program().stop(PROMPT).await
     }
 
     /// Interrupts it: neither bytes nor heartbeats go out.
     pub fn pause(&self) {
-        self.program.signal(Signal::STOP);
+        self.program().signal(Signal::STOP);
     }
 
     /// Lets it go on.
     pub fn resume(&self) {
-        self.program.signal(Signal::CONT);
+        self.program().signal(Signal::CONT);
     }
 
     /// Its state, to say why something did not happen.
     pub fn state(&self) -> String {
-        self.program.state()
+        self.program().state()
     }
 }
 
@@ -131,11 +160,22 @@ pub async fn prepare(host: &Host) {
     up.unwrap_or_else(|error| panic!("the Pod is not prepared: {error}"));
 }
 
-/// Writes the kubeconfig of Remora's user where only this user can read it.
-fn kubeconfig(client: &Client, world: &World) -> PathBuf {
-    let config = client.namespace.cluster.kubeconfig_inside("remora");
-    let path = world.own_folder().join("remora.kubeconfig");
-    let done = fs::write(&path, config.to_string())
+fn arguments() -> [String; 10] {
+    let [(node, _), _] = NODES;
+    let health = format!("0.0.0.0:{HEALTH}");
+    ["sidecar", "--capture", "--source", "kube", "--node", node, "--health", &health, "--admin", ADMIN]
+        .map(str::to_owned)
+}
+
+/// The kubeconfig of Remora's user of the API server.
+fn kubeconfig(client: &Client) -> String {
+    client.namespace.cluster.kubeconfig_inside("remora").to_string()
+}
+
+/// Writes the kubeconfig where only the sidecar's user can read it.
+fn write_kubeconfig(client: &Client) -> PathBuf {
+    let path = client.world.own_folder().join("remora.kubeconfig");
+    let done = fs::write(&path, kubeconfig(client))
         .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o400)))
         .and_then(|()| chown(&path, Some(USER), Some(USER)));
     done.unwrap_or_else(|error| panic!("cannot write {} for user {USER}: {error}", path.display()));

@@ -54,6 +54,12 @@ const HOLD: &str = "REMORA_TEST_HOLD";
 /// Tests run at the same time only if asked to (`--test-threads`): most of them measure or break
 /// something that others would feel.
 pub fn main(tests: Vec<Test>) -> ExitCode {
+    main_of(vec![(1, tests)])
+}
+
+/// As [`main`], but for several groups of tests, one group after the other: how many of each run at
+/// the same time, if the command line does not say.
+pub fn main_of(groups: Vec<(usize, Vec<Test>)>) -> ExitCode {
     let mut arguments = Arguments::from_args();
     if !arguments.list {
         // Where an ordinary user does not look for them.
@@ -64,17 +70,21 @@ pub fn main(tests: Vec<Test>) -> ExitCode {
         end_on_signals();
         settle();
     }
-    arguments.test_threads = arguments.test_threads.or(Some(1));
-    let trials = tests.into_iter().map(|Test { name, run }| {
-        Trial::test(name, move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.expect("a runtime").block_on(run(World::new(name)));
-            Ok(())
-        })
-    });
-    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    let asked = arguments.test_threads;
+    let mut failed = false;
+    for (threads, tests) in groups.into_iter().filter(|(_, tests)| !tests.is_empty()) {
+        arguments.test_threads = asked.or(Some(threads));
+        let trials = tests.into_iter().map(|Test { name, run }| {
+            Trial::test(name, move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                runtime.expect("a runtime").block_on(run(World::new(name)));
+                Ok(())
+            })
+        });
+        failed |= libtest_mimic::run(&arguments, trials.collect()).has_failed();
+    }
     Cluster::end_shared();
-    conclusion.exit_code()
+    if failed { ExitCode::from(101) } else { ExitCode::SUCCESS }
 }
 
 /// Becomes `unshare`, which starts this program again inside new namespaces.
@@ -225,6 +235,6 @@ fn look_inside() -> String {
 }
 
 /// The id of this process outside of its world: /proc is the one of the outside.
-fn outer_pid() -> String {
+pub(crate) fn outer_pid() -> String {
     fs::read_link("/proc/self").map(|pid| pid.display().to_string()).unwrap_or_default()
 }

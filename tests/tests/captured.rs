@@ -16,6 +16,7 @@ tests::cases! {
             each_port_of_a_service_leads_to_its_own,
             a_port_is_added_and_removed,
             a_named_port_means_another_number_on_each_endpoint,
+            slices_written_by_hand_serve_together,
             udp_goes_the_nodes_way_beside_tcp_on_the_same_port,
         ],
         changes: [
@@ -36,6 +37,7 @@ tests::cases! {
             terminating_endpoints_serve_when_there_are_no_others,
             endpoints_hinted_for_the_zone_are_preferred,
             endpoints_hinted_for_the_node_are_preferred,
+            hints_for_the_node_come_before_hints_for_the_zone,
         ],
         affinity: [
             affinity_is_switched_on_and_off,
@@ -48,6 +50,9 @@ tests::cases! {
         ],
     },
     alone: {
+        contained: [
+            in_a_container_one_capability_is_enough_to_serve,
+        ],
         fail_open: [
             before_its_first_table_everything_goes_the_nodes_way,
             after_a_kill_connections_work_again_within_five_seconds,

@@ -198,10 +198,15 @@ fn hold(address: SocketAddr, times: usize) {
 
 /// Uses a connection until it shall end, then ends it; says so if it broke.
 fn use_until(mut stream: BufReader<TcpStream>, end: &AtomicBool) {
-    while !end.load(Ordering::Relaxed) {
+    loop {
+        // Looked at before the last use: a connection that was ended in between is no good end.
+        let last = end.load(Ordering::Relaxed);
         if let Err(failure) = pulse(&mut stream) {
             tell(Err(failure));
             return;
+        }
+        if last {
+            break;
         }
         thread::sleep(PULSE);
     }

@@ -1,9 +1,13 @@
 //! Which endpoints may serve from here: policies, hints, the end of a Pod. In: a client on node-a.
-//! Never a hint or a condition written by hand: the controller makes them.
+//! Never a condition written by hand, nor a hint but where one node to a zone is too few: the
+//! controller makes them.
 
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 
-use crate::Client;
+use crate::cluster::create;
+use crate::{Client, Pod};
 
 fn local() -> Value {
     json!({"spec": {"internalTrafficPolicy": "Local"}})
@@ -94,4 +98,57 @@ async fn prefers_near(client: &Client, distribution: &str) {
     client.wait_served(&web.port(80), &["near"], "it is ready again").await;
     client.namespace.patch_service("web", json!({"spec": {"trafficDistribution": null}})).await;
     client.wait_served(&web.port(80), &["near", "far"], "there are no hints").await;
+}
+
+/// proxy/topology.go: hints for the node come before hints for the zone, and either counts only if
+/// every ready endpoint has one.
+pub async fn hints_for_the_node_come_before_hints_for_the_zone(client: &Client) {
+    let web = client.service("web", json!({"selector": null})).await;
+    let pods = [
+        client.near("by-hand", "one").await,
+        client.near("by-hand", "two").await,
+        client.far("by-hand", "three").await,
+    ];
+    let to = |nodes: [&str; 3], zones: [&str; 3]| {
+        let hint = |i: usize| json!({"forNodes": [{"name": nodes[i]}], "forZones": [{"name": zones[i]}]});
+        [0, 1, 2].map(hint)
+    };
+    let zones = ["zone-a", "zone-a", "zone-b"];
+    for family in [0, 1] {
+        let hints = to(["node-a", "node-b", "node-b"], zones);
+        create::<EndpointSlice>(&client.namespace.slices(), slice(family, &pods, &hints)).await;
+    }
+    client.wait_served(&web.port(80), &["one"], "it is hinted for this node").await;
+    hint(client, &pods, &to(["node-b", "node-b", "node-b"], zones)).await;
+    client.wait_served(&web.port(80), &["one", "two"], "they are hinted for this zone").await;
+    hint(client, &pods, &to(["node-b", "node-b", "node-b"], ["zone-b", "zone-b", "zone-b"])).await;
+    client.wait_served(&web.port(80), &["one", "two", "three"], "none is hinted for here").await;
+    let mut some = to(["node-a", "node-b", "node-b"], zones);
+    some[2] = json!(null);
+    hint(client, &pods, &some).await;
+    client.wait_served(&web.port(80), &["one", "two", "three"], "one has no hint, so none counts").await;
+}
+
+/// A slice of the Service `web` with these endpoints and hints.
+fn slice(family: usize, pods: &[Pod], hints: &[Value]) -> Value {
+    let endpoint =
+        |(pod, hints): (&Pod, &Value)| json!({"addresses": [pod.host.ips()[family]], "hints": hints});
+    let endpoints: Vec<_> = pods.iter().zip(hints).map(endpoint).collect();
+    let (name, address_type) = [("ipv4", "IPv4"), ("ipv6", "IPv6")][family];
+    json!({
+        "metadata": {"name": name, "labels": {"kubernetes.io/service-name": "web"}},
+        "addressType": address_type,
+        "endpoints": endpoints,
+        "ports": [{"name": "web", "port": 8080}],
+    })
+}
+
+async fn hint(client: &Client, pods: &[Pod], hints: &[Value]) {
+    for family in [0, 1] {
+        let slice = slice(family, pods, hints);
+        let name = slice["metadata"]["name"].as_str().expect("a name").to_owned();
+        let patched =
+            client.namespace.slices().patch(&name, &PatchParams::default(), &Patch::Merge(&slice)).await;
+        patched.unwrap_or_else(|error| panic!("cannot hint {name}: {error}"));
+    }
 }

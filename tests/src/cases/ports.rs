@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
 
+use crate::cluster::create;
 use crate::{Client, Outcome, Pod};
 
 const WEB: (&str, u16) = ("web", 8080);
@@ -69,6 +71,34 @@ pub async fn a_named_port_means_another_number_on_each_endpoint(client: &Client)
     for address in web.port(80) {
         assert_eq!(ends(client, address).await, [8080, 9090].into());
     }
+}
+
+/// endpointslice.go: "should support a Service with multiple ports/endpoint IPs specified in
+/// multiple EndpointSlices".
+pub async fn slices_written_by_hand_serve_together(client: &Client) {
+    let web = client.service("web", json!({"selector": null, "ports": [web(), admin()]})).await;
+    let near = client.near("by-hand", "near").await;
+    let [_, far] = client.nodes().await;
+    let ports = [WEB, ADMIN];
+    let far = Pod::start_at(&client.world, &client.namespace, "by-hand", "far", far, &ports).await;
+    for (name, pod, (port, number)) in
+        [("near-web", &near, WEB), ("far-web", &far, WEB), ("far-admin", &far, ADMIN)]
+    {
+        for (family, ip) in ["IPv4", "IPv6"].into_iter().zip(pod.host.ips()) {
+            let slice = json!({
+                "metadata": {
+                    "name": format!("{name}-{}", family.to_lowercase()),
+                    "labels": {"kubernetes.io/service-name": "web"},
+                },
+                "addressType": family,
+                "endpoints": [{"addresses": [ip]}],
+                "ports": [{"name": port, "port": number}],
+            });
+            create::<EndpointSlice>(&client.namespace.slices(), slice).await;
+        }
+    }
+    client.wait_served(&web.port(80), &["near", "far"], "one port, two slices of each family").await;
+    client.wait_served(&web.port(81), &["far"], "the other port, one slice of each family").await;
 }
 
 /// networking.go: "should function for pod-Service: udp"; DNS is a Service like this one.

@@ -1,0 +1,149 @@
+//! A container as a CRI makes it for a Pod, run by runc: a root file system that is only read, a
+//! user that is not root, the capabilities of the bounding set and no ambient ones, no new
+//! privileges, /proc/sys only read.
+//!
+//! In: a host, whose network it joins, and what `remora` shall do. Out: `remora` running there, and
+//! what the kernel says about it. It never gives the process more than a kubelet could be asked for:
+//! `capabilities: {drop: [ALL], add: […]}`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::{Host, Program, World, tools};
+
+/// What the program may be given at all; it takes what the container has of it.
+const FILE_CAPABILITIES: &str = "cap_net_raw,cap_net_bind_service,cap_net_admin+p";
+
+/// The user of the container.
+const USER: u32 = 64102;
+
+/// Where runc keeps its own state: in the world's memory.
+const STATE: &str = "/run/runc";
+
+/// Owning one means that it runs until its process ends by itself; dropping it ends and removes it.
+pub struct Container {
+    /// runc, whose output is the process's and which passes on signals.
+    pub program: Program,
+    name: String,
+}
+
+/// A file in a container.
+pub struct File<'a> {
+    /// Its path, from `/`, in no folder.
+    pub name: &'a str,
+    /// What is in it; only the container's user reads it.
+    pub content: String,
+}
+
+impl Container {
+    /// Starts `remora` with `arguments` on a host's network, with these capabilities in the bounding
+    /// set, such as `CAP_NET_RAW`.
+    pub fn start(
+        world: &World,
+        host: &Host,
+        capabilities: &[&str],
+        environment: &[&str],
+        files: &[File<'_>],
+        arguments: &[&str],
+    ) -> Container {
+        let name = format!("{}-{}", host.name(), crate::world::outer_pid());
+        let bundle = world.own_folder().join(&name);
+        let root = bundle.join("rootfs");
+        fs::create_dir_all(&root).expect("a folder in memory");
+        install(&root);
+        for File { name, content } in files {
+            let path = root.join(name.trim_start_matches('/'));
+            fs::write(&path, content)
+                .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o400)))
+                .and_then(|()| chown(&path, Some(USER), Some(USER)))
+                .unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
+        }
+        let config = config(host, capabilities, environment, arguments);
+        fs::write(bundle.join("config.json"), config.to_string()).expect("a file in memory");
+        let mut command = runc();
+        command.arg("run").arg("--bundle").arg(&bundle).arg(&name);
+        Container { program: Program::start(world, &format!("runc-{name}"), command), name }
+    }
+
+    /// What the kernel says about its process, line by line of `/proc/1/status`.
+    pub fn status(&self) -> Result<BTreeMap<String, String>, String> {
+        let output = runc().args(["exec", &self.name, "/bin/cat", "/proc/1/status"]).output();
+        let output = output.map_err(|error| format!("cannot run runc: {error}"))?;
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
+        }
+        let text = String::from_utf8_lossy(&output.stdout);
+        let line = |line: &str| line.split_once(':').map(|(name, value)| (name.into(), value.trim().into()));
+        Ok(text.lines().filter_map(line).collect())
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let _ = runc().args(["delete", "--force", &self.name]).stderr(Stdio::null()).status();
+    }
+}
+
+/// runc looks at its children in /proc, which in a world is the one of the outside: hence a view of
+/// mounts of its own.
+fn runc() -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-c", "mount -t proc proc /proc && exec runc \"$@\"", "runc", "--root", STATE]);
+    command
+}
+
+/// Puts the program into a root file system, with its file capabilities.
+fn install(root: &Path) {
+    let program = root.join("remora");
+    tools::copy_program(&tools::own("remora", "sidecar"), &program);
+    let output = Command::new("setcap").arg(FILE_CAPABILITIES).arg(&program).output();
+    let output = output.unwrap_or_else(|error| panic!("cannot run setcap: {error}; run tests/tools"));
+    assert!(output.status.success(), "setcap: {}", String::from_utf8_lossy(&output.stderr).trim());
+}
+
+/// What a CRI writes, without what needs the machine: limits of cgroups, and the profile of seccomp.
+fn config(host: &Host, capabilities: &[&str], environment: &[&str], arguments: &[&str]) -> Value {
+    let arguments: Vec<&str> = ["/remora"].iter().chain(arguments).copied().collect();
+    json!({
+        "ociVersion": "1.0.2",
+        "process": {
+            "user": {"uid": USER, "gid": USER, "additionalGids": [USER]},
+            "cwd": "/",
+            "args": arguments,
+            "env": environment,
+            // A CRI puts the same into these three, and nothing into the inheritable and ambient sets.
+            "capabilities": {"bounding": capabilities, "effective": capabilities, "permitted": capabilities},
+            "noNewPrivileges": true,
+        },
+        "root": {"path": "rootfs", "readonly": true},
+        "mounts": mounts(),
+        "linux": {
+            "namespaces": [
+                {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"},
+                {"type": "network", "path": format!("/run/netns/{}", host.name())},
+            ],
+            "maskedPaths": ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/scsi"],
+            "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
+        },
+    })
+}
+
+/// The usual ones, and this system's libraries, since the program of a test is not linked statically.
+fn mounts() -> Vec<Value> {
+    let mut mounts = vec![
+        json!({"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]}),
+        json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]}),
+    ];
+    for folder in ["/usr", "/bin", "/lib", "/lib64"].map(PathBuf::from) {
+        if folder.is_dir() {
+            let options = ["rbind", "ro", "nosuid", "nodev"];
+            mounts.push(json!({"destination": folder, "type": "bind", "source": folder, "options": options}));
+        }
+    }
+    mounts
+}
