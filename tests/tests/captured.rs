@@ -2,7 +2,7 @@
 //! the Pod, and never worse with Remora, whatever becomes of it.
 
 tests::cases! {
-    remora: off,
+    remora: on,
     both: {
         reach: [
             a_cluster_ip_is_reached_in_both_families,
