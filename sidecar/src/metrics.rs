@@ -75,6 +75,11 @@ impl Collector for Readings {
                 "1 if new connections to Services come here, 0 if they go their ordinary way",
                 families.map(|(family, alive)| ([("family", family.to_string())], u64::from(alive))),
             )?;
+            page.gauges(
+                "remora_capture_unserved_ports",
+                "Service ports without a usable endpoint, whose connections the rules refuse or drop",
+                capturing.unserved().map(|(verdict, count)| ([("verdict", verdict)], count)),
+            )?;
         }
         source(&mut page, &self.watch.status())?;
         process_of(&mut page, Process::read())

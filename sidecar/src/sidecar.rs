@@ -74,6 +74,7 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
 
     let origin = Instant::now();
     let seed = secret_seed().map_err(|error| Error::System("read random numbers", error))?;
+    let (refused, refusals) = tokio::sync::mpsc::channel(64);
     let settings = tcp::Settings {
         connect_timeout: config.connect_timeout,
         max_connections: config.max_connections,
@@ -81,6 +82,7 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
         workers: config.threads.get(),
         seed,
         origin,
+        refusals: config.capture.then_some(refused),
         log_connections: config.log_connections,
         ..tcp::Settings::default()
     };
@@ -116,7 +118,7 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
     let capturing = Capturing::default();
     let heartbeat = {
         let _inside = control.enter();
-        let begin = || signals::start(&watch.tables, &capturing);
+        let begin = || signals::start(&watch.tables, &capturing, refusals);
         config.capture.then(begin).transpose().map_err(|error| Error::System("start the heartbeat", error))?
     };
     let asking = Arc::clone(&asked);

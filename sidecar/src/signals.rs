@@ -14,13 +14,14 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use selection::{Family, Table};
 use socket2::SockRef;
+use tokio::sync::mpsc::Receiver;
 use watcher::Tables;
 
 use crate::capture::agreement::{ALIVE_EVERY, Signal, VERDICT_LASTS};
@@ -38,14 +39,26 @@ const PATIENCE: u32 = 5;
 const DISCARD: u16 = 9;
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
-/// Whether new connections of each family come here. Cheap to clone, all show the same.
+/// What the rules do by these signals, for whoever shows it. Cheap to clone, all show the same.
 #[derive(Clone, Debug, Default)]
-pub struct Capturing(Arc<[AtomicBool; 2]>);
+pub struct Capturing(Arc<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    alive: [AtomicBool; 2],
+    refused: AtomicUsize,
+    dropped: AtomicUsize,
+}
 
 impl Capturing {
     /// Every family and whether the rules took the last heartbeat in it.
     pub fn families(&self) -> [(Family, bool); 2] {
-        FAMILIES.map(|family| (family, self.0[family as usize].load(Relaxed)))
+        FAMILIES.map(|family| (family, self.0.alive[family as usize].load(Relaxed)))
+    }
+
+    /// How many Service ports refuse every connection, and how many drop it.
+    pub fn unserved(&self) -> [(&'static str, usize); 2] {
+        [("refuse", self.0.refused.load(Relaxed)), ("drop", self.0.dropped.load(Relaxed))]
     }
 }
 
@@ -69,13 +82,18 @@ impl Drop for Heartbeat {
     }
 }
 
-/// Begins to tell what `tables` say, on the current runtime, and to beat once that has been told.
+/// Begins to tell what `tables` say, on the current runtime, and to beat once that has been told. `refusals` are
+/// addresses that the node refused.
 ///
 /// # Errors
 /// If there is no socket or no thread to be had.
-pub fn start(tables: &Tables, capturing: &Capturing) -> io::Result<Heartbeat> {
+pub fn start(
+    tables: &Tables,
+    capturing: &Capturing,
+    refusals: Receiver<SocketAddr>,
+) -> io::Result<Heartbeat> {
     let (orders, ordered) = mpsc::channel();
-    tokio::spawn(tell(tables.clone(), Voice::new()?, orders.clone()));
+    tokio::spawn(tell(tables.clone(), refusals, capturing.clone(), Voice::new()?, orders.clone()));
     let mut heart = Heart { tables: tables.clone(), voice: Voice::new()?, found: [None; 2], skip: 0 };
     let capturing = capturing.clone();
     std::thread::Builder::new().name("heartbeat".to_owned()).spawn(move || {
@@ -101,7 +119,13 @@ pub fn start(tables: &Tables, capturing: &Capturing) -> io::Result<Heartbeat> {
 }
 
 /// Tells verdicts as tables change, and repeats them.
-async fn tell(tables: Tables, mut voice: Voice, orders: mpsc::Sender<Order>) {
+async fn tell(
+    tables: Tables,
+    mut refusals: Receiver<SocketAddr>,
+    capturing: Capturing,
+    mut voice: Voice,
+    orders: mpsc::Sender<Order>,
+) {
     let mut verdicts = Verdicts::default();
     let mut earlier = Arc::new(Table::default());
     let mut repeat = tokio::time::interval(REPEAT);
@@ -115,7 +139,15 @@ async fn tell(tables: Tables, mut voice: Voice, orders: mpsc::Sender<Order>) {
                 if version == 0 && orders.send(Order::Beat).is_err() {
                     return;
                 }
+                let of = |wanted| verdicts.all().filter(|(_, signal)| *signal == wanted).count();
+                capturing.0.refused.store(of(Signal::Refuse), Relaxed);
+                capturing.0.dropped.store(of(Signal::Drop), Relaxed);
                 earlier = table;
+            }
+            Some(address) = refusals.recv() => {
+                if let Some(signal) = verdicts.node_refused(address, &earlier) {
+                    voice.say(signal, address);
+                }
             }
             _ = repeat.tick() => verdicts.all().for_each(|(address, signal)| voice.say(signal, address)),
         }
@@ -142,7 +174,7 @@ impl Heart {
                 self.found[at] = self.search(family);
             }
             let is_heard = self.found[at].is_some();
-            if capturing.0[at].swap(is_heard, Relaxed) != is_heard {
+            if capturing.0.alive[at].swap(is_heard, Relaxed) != is_heard {
                 let state = if is_heard {
                     "capturing"
                 } else {

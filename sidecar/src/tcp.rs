@@ -26,7 +26,7 @@ use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use selection::{Seed, ServiceName};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use watcher::Tables;
 
 use self::pins::Pins;
@@ -77,6 +77,8 @@ pub struct Settings {
     /// The origin of the times in tallies and pins: whoever asks a tally whether its endpoint is put aside
     /// counts milliseconds from the same one.
     pub origin: Instant,
+    /// Whom to tell of an address that the table does not know and the node refuses. Default: nobody.
+    pub refusals: Option<mpsc::Sender<SocketAddr>>,
     /// Write one line of target `access` for each closed connection. Default false.
     pub log_connections: bool,
 }
@@ -149,6 +151,7 @@ impl Default for Settings {
             workers: std::thread::available_parallelism().map_or(1, usize::from),
             seed: Seed(0, 0),
             origin: Instant::now(),
+            refusals: None,
             log_connections: false,
         }
     }

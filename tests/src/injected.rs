@@ -102,13 +102,15 @@ impl Injected {
         self.before = self.metric("remora_connections_opened_total").await.expect("it told just above");
     }
 
-    /// Checks that it has taken connections since it was first known to.
+    /// Checks that it has taken connections since it was first known to, or has had them refused or dropped.
     pub async fn assert_taken(&self) {
         let taken = self.metric("remora_connections_opened_total").await;
+        let unserved = self.metric("remora_capture_unserved_ports").await;
         let before = self.before;
         assert!(
-            taken.as_ref().is_ok_and(|&taken| taken > before),
-            "{taken:?} after {before}: {}",
+            taken.as_ref().is_ok_and(|&taken| taken > before)
+                || unserved.as_ref().is_ok_and(|&ports| ports > 0),
+            "{taken:?} after {before}, {unserved:?} refused or dropped: {}",
             self.state()
         );
     }

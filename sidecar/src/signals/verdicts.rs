@@ -3,27 +3,58 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::time::Instant;
 
-use selection::{Draw, Flow, Path, Protocol, Question, Seed, ServicePort, Table, Tallies, Tried, Verdict};
+use selection::{
+    Destination, Draw, Flow, Path, Protocol, Question, Seed, ServicePort, Table, Tallies, Tried, Verdict,
+};
 
-use crate::capture::agreement::Signal;
+use crate::capture::agreement::{Signal, VERDICT_LASTS};
+
+/// Ports that are remembered because the node refused them; more of them are refused one by one.
+const REFUSED_MOST: usize = 256;
 
 /// Every verdict that holds.
 #[derive(Debug, Default)]
-pub(super) struct Verdicts(HashMap<SocketAddr, Signal>);
+pub(super) struct Verdicts {
+    /// Those of Service ports, until a table says otherwise.
+    ports: HashMap<SocketAddr, Signal>,
+    /// Ports that a Service does not have, at its address, and when the node refused a connection there.
+    refused: HashMap<SocketAddr, Instant>,
+}
 
 impl Verdicts {
+    /// What to signal after the node refused a captured connection to `address`. Where the table knows the Service of
+    /// that address, and no such port of it, it will refuse the next one too, and better in `connect()` itself.
+    pub(super) fn node_refused(&mut self, address: SocketAddr, table: &Table) -> Option<Signal> {
+        self.refused.retain(|_, at| at.elapsed() < VERDICT_LASTS);
+        let destination = Destination::new(address, Protocol::Tcp);
+        let lacks_port = || table.all().any(|port| port.cluster_ip == destination.ip);
+        if self.refused.len() >= REFUSED_MOST || table.at(&destination).is_some() || !lacks_port() {
+            return None;
+        }
+        self.refused.insert(address, Instant::now());
+        Some(Signal::Refuse)
+    }
+
     /// What to signal now that `table` follows `earlier`. Looks at what may differ, not at everything.
     pub(super) fn change(&mut self, earlier: &Table, table: &Table) -> Vec<(SocketAddr, Signal)> {
         let old: HashMap<_, _> = earlier.differing(table).filter_map(|port| verdict(port)).collect();
         let new: HashMap<_, _> = table.differing(earlier).filter_map(|port| verdict(port)).collect();
         let mut changes = Vec::new();
+        self.refused.retain(|address, at| {
+            let is_served = table.at(&Destination::new(*address, Protocol::Tcp)).is_some();
+            if is_served {
+                changes.push((*address, Signal::Serve));
+            }
+            !is_served && at.elapsed() < VERDICT_LASTS
+        });
         for address in old.keys().filter(|address| !new.contains_key(address)) {
-            self.0.remove(address);
+            self.ports.remove(address);
             changes.push((*address, Signal::Serve));
         }
         for (address, signal) in new {
-            if self.0.insert(address, signal) != Some(signal) {
+            if self.ports.insert(address, signal) != Some(signal) {
                 changes.push((address, signal));
             }
         }
@@ -32,7 +63,7 @@ impl Verdicts {
 
     /// All that hold, to be said again.
     pub(super) fn all(&self) -> impl Iterator<Item = (SocketAddr, Signal)> {
-        self.0.iter().map(|(address, signal)| (*address, *signal))
+        self.ports.iter().map(|(address, signal)| (*address, *signal))
     }
 }
 
@@ -141,6 +172,27 @@ mod tests {
         let gone = third.with(&[Change { service: local.name.clone(), ports: Vec::new() }]);
         assert_eq!(verdicts.change(&third, &gone), [(at(2), Signal::Serve)]);
         assert_eq!(verdicts.all().count(), 0);
+    }
+
+    #[test]
+    fn a_port_that_a_service_lacks_is_refused_once_the_node_did_and_served_once_it_has_it() {
+        let web = service(1, false);
+        let mut verdicts = Verdicts::default();
+        let empty = Table::default();
+        let table = empty.with(&[change(&web, true)]);
+        assert_eq!(verdicts.change(&empty, &table), []);
+        let (lacking, unknown) =
+            (SocketAddr::from(([10, 96, 0, 1], 81)), SocketAddr::from(([10, 96, 0, 9], 80)));
+        assert_eq!(verdicts.node_refused(lacking, &table), Some(Signal::Refuse));
+        assert_eq!(verdicts.node_refused(unknown, &table), None, "it may be somebody else's Service");
+        assert_eq!(verdicts.node_refused(at(1), &table), None, "the table knows better");
+        assert_eq!(verdicts.all().count(), 0, "nothing says that it stays so");
+
+        let mut more = web.clone();
+        more.ports = Box::new([Port { name: "p".into(), protocol: Protocol::Tcp, port: 81, node_port: 0 }]);
+        let next = table.with(&[change(&more, true)]);
+        assert_eq!(verdicts.change(&table, &next), [(lacking, Signal::Serve)]);
+        assert_eq!(verdicts.change(&table, &next), [], "once is enough");
     }
 
     #[test]
