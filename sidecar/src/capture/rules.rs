@@ -102,7 +102,7 @@ pub(super) fn chains(plan: &Plan) -> Vec<Chain> {
             ending(family),
             opening(family, plan.user),
             signals(family),
-            captured(family, plan.user),
+            captured(family, plan),
         ]);
     }
     chains.push(output(plan));
@@ -122,11 +122,12 @@ fn output(plan: &Plan) -> Chain {
     Chain { name: "output".to_owned(), hook: Some(hook), rules: rules.collect() }
 }
 
-fn captured(family: Family, sidecar: u32) -> Chain {
+fn captured(family: Family, plan: &Plan) -> Chain {
+    let sidecar = plan.user;
     let [opening, passing, ending, signals] =
         ["opening", "passing", "ending", "signals"].map(|name| named(name, family));
     let known = |set: &str| [&flow(family)[..], &[Expression::Lookup(named(set, family), true)]].concat();
-    let rules = vec![
+    let mut rules = vec![
         Rule::new(
             format!("UDP of user {sidecar} may be a signal: see chain {signals}"),
             [&protocol(Comparison::Equal, UDP)[..], &user(sidecar), &[goto(&signals)]],
@@ -135,17 +136,24 @@ fn captured(family: Family, sidecar: u32) -> Chain {
             "anything but TCP is untouched",
             [&protocol(Comparison::Unequal, TCP)[..], &[Expression::Verdict(Verdict::Return)]],
         ),
-        Rule::new(
+    ];
+    // Every packet of every captured connection would look in vain for what nobody asked for.
+    if !plan.skip_ports.is_empty() {
+        rules.push(Rule::new(
             "skipped ports are untouched",
             [&port_in(SKIP_PORTS_SET.to_owned())[..], &[Expression::Verdict(Verdict::Return)]],
-        ),
-        Rule::new(
+        ));
+    }
+    if !plan.skip_subnets.is_empty() {
+        rules.push(Rule::new(
             "skipped subnets are untouched",
             [
                 &destination_in(family, named(SKIP_SUBNETS_SET, family))[..],
                 &[Expression::Verdict(Verdict::Return)],
             ],
-        ),
+        ));
+    }
+    rules.extend([
         Rule::new(
             format!("the first packet of a connection decides over all of it: see chain {opening}"),
             [&first()[..], &[goto(&opening)]],
@@ -163,7 +171,7 @@ fn captured(family: Family, sidecar: u32) -> Chain {
             [&user(sidecar)[..], &[Expression::Verdict(Verdict::Return)]],
         ),
         Rule::new("any other packet belongs to a captured connection", [&[goto("take")][..]]),
-    ];
+    ]);
     Chain { name: format!("ipv{}", family.digit()), hook: None, rules }
 }
 
