@@ -94,7 +94,10 @@ impl Injected {
         wait_until(READY, "Remora takes the Pod's connections", async || {
             client.touch(kubernetes).await;
             match self.metric("remora_connections_opened_total").await? {
-                0 => Err(format!("it took none; {}", self.state())),
+                0 => {
+                    let tables = self.metric("remora_table_version").await;
+                    Err(format!("it took none, after {tables:?} tables; {}", self.state()))
+                }
                 _ => Ok(()),
             }
         })
