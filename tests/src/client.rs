@@ -191,6 +191,12 @@ impl Client {
         self.run("transfer", address, megabytes).await.remove(0)
     }
 
+    /// Sends bytes through as many connections at once and back, and compares them: some fast, some slowly, some ended
+    /// early on one side, some reset on the way.
+    pub async fn streams(&self, address: SocketAddr, times: usize) -> Vec<Outcome> {
+        self.run("streams", address, times).await
+    }
+
     /// Sends a datagram and waits for its answer.
     pub async fn ask(&self, address: SocketAddr) -> Outcome {
         self.run("ask", address, 1).await.remove(0)

@@ -10,6 +10,7 @@ tests::cases! {
             an_endpoint_sees_the_address_of_the_clients_pod,
             a_pod_reaches_itself_through_its_service,
             large_transfers_arrive_whole,
+            two_hundred_streams_arrive_whole_while_endpoints_roll,
             the_api_server_is_reached_through_its_service,
         ],
         ports: [

@@ -4,6 +4,7 @@
 //! remora-test-client connect  ADDRESS:PORT TIMES      one connection after the other
 //! remora-test-client hold     ADDRESS:PORT TIMES      all at once, each in use until the end
 //! remora-test-client transfer ADDRESS:PORT MEGABYTES  through one connection and back, compared
+//! remora-test-client streams  ADDRESS:PORT TIMES      all at once, each of another kind and length, compared
 //! remora-test-client ask      ADDRESS:PORT            one datagram and its answer
 //! ```
 //!
@@ -19,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::sockopt::{Timeout, set_socket_linger, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketType, connect, socket};
 use serde_json::json;
 
@@ -48,14 +49,19 @@ fn main() -> ExitCode {
             (0..times).all(|_| tell(talk(address)));
         }
         ("transfer", Ok(address), Ok(megabytes)) => {
-            tell(transfer(address, megabytes));
+            tell(transfer(address, &Stream { seed: 1, chunks: megabytes * 16, ..Stream::default() }));
         }
+        ("streams", Ok(address), Ok(times)) => thread::scope(|scope| {
+            for number in 0..times {
+                scope.spawn(move || tell(transfer(address, &Stream::of(number))));
+            }
+        }),
         ("ask", Ok(address), _) => {
             tell(ask(address));
         }
         ("hold", Ok(address), Ok(times)) => hold(address, times),
         _ => {
-            eprintln!("usage: remora-test-client connect|hold|transfer|ask ADDRESS:PORT [NUMBER]");
+            eprintln!("usage: remora-test-client connect|hold|transfer|streams|ask ADDRESS:PORT [NUMBER]");
             return ExitCode::from(2);
         }
     }
@@ -119,18 +125,53 @@ fn pulse(stream: &mut BufReader<TcpStream>) -> Result<(), Failure> {
     if echo == *b"!" { Ok(()) } else { Err(("read the echo", io::ErrorKind::InvalidData.into())) }
 }
 
+/// What is sent through a connection and comes back, and how.
+#[derive(Clone, Copy, Default)]
+struct Stream {
+    seed: u64,
+    chunks: usize,
+    /// The connection is reset after so many chunks have come back.
+    reset_after: Option<usize>,
+    /// Between two reads.
+    pause: Duration,
+}
+
+impl Stream {
+    /// One of each kind in turn: as fast as it goes, with an early end of the sending side, by a slow reader, reset.
+    fn of(number: usize) -> Self {
+        let seed = number as u64 + 1;
+        let chunks = Bytes(seed).take()[64] as usize % 64;
+        match number % 4 {
+            0 => Self { seed, chunks, ..Self::default() },
+            1 => Self { seed, chunks: chunks % 3, pause: Duration::from_millis(500), ..Self::default() },
+            2 => Self { seed, chunks, pause: Duration::from_millis(seed % 60), ..Self::default() },
+            _ => Self { seed, chunks: chunks + 1, reset_after: Some(chunks / 2), ..Self::default() },
+        }
+    }
+}
+
 /// Sends many bytes while they come back, and compares them.
-fn transfer(address: SocketAddr, megabytes: usize) -> Result<String, Failure> {
+fn transfer(address: SocketAddr, plan: &Stream) -> Result<String, Failure> {
     let (mut stream, greeting) = open(address, HELD)?;
     let mut sender = stream.get_ref().try_clone().map_err(|error| ("send", error))?;
+    let Stream { seed, chunks, reset_after, pause } = *plan;
     let sending = thread::spawn(move || {
-        let mut bytes = Bytes(1);
-        (0..megabytes * 16).try_for_each(|_| sender.write_all(&bytes.take()))?;
+        let mut bytes = Bytes(seed);
+        (0..chunks).try_for_each(|_| sender.write_all(&bytes.take()))?;
         sender.shutdown(Shutdown::Write)
     });
-    let mut bytes = Bytes(1);
+    let mut bytes = Bytes(seed);
     let mut got = vec![0; CHUNK];
-    for _ in 0..megabytes * 16 {
+    for chunk in 0..chunks {
+        if reset_after == Some(chunk) {
+            // What was not read makes the end a reset, of the sender's half too.
+            let reset = set_socket_linger(stream.get_ref(), Some(Duration::ZERO));
+            let reset =
+                reset.and_then(|()| rustix::net::shutdown(stream.get_ref(), rustix::net::Shutdown::Both));
+            let _ = sending.join();
+            return reset.map(|()| greeting).map_err(|error| ("reset", error.into()));
+        }
+        thread::sleep(pause);
         stream.read_exact(&mut got).map_err(|error| ("read", error))?;
         if got != bytes.take() {
             return Err(("compare", io::ErrorKind::InvalidData.into()));

@@ -60,6 +60,35 @@ pub async fn large_transfers_arrive_whole(client: &Client) {
     }
 }
 
+/// The endpoints are replaced one by one meanwhile, each with its server running on until the streams are through.
+pub async fn two_hundred_streams_arrive_whole_while_endpoints_roll(client: &Client) {
+    let web = client.service("web", json!({})).await.port(80);
+    let first = [client.near("web", "web-0").await, client.far("web", "web-1").await];
+    client.wait_served(&web, &["web-0", "web-1"], "they are ready").await;
+    let [ip4, ip6] = web;
+    let streams = async {
+        let (four, six) = futures::join!(client.streams(ip4, 100), client.streams(ip6, 100));
+        [four, six].concat()
+    };
+    let rolling = async {
+        let mut pods = Vec::from(first);
+        for number in 2..6 {
+            let name = format!("web-{number}");
+            pods.push(if number % 2 == 0 {
+                client.near("web", &name).await
+            } else {
+                client.far("web", &name).await
+            });
+            pods[number - 2].delete().await;
+        }
+        pods
+    };
+    let (outcomes, pods) = futures::join!(streams, rolling);
+    let broken: Vec<_> = outcomes.iter().filter(|outcome| outcome.by().is_err()).collect();
+    assert!(broken.is_empty() && outcomes.len() == 200, "{} of {}: {broken:?}", broken.len(), outcomes.len());
+    drop(pods);
+}
+
 /// apiserver.go: "should provide secure master service", as a container reaches it.
 pub async fn the_api_server_is_reached_through_its_service(client: &Client) {
     assert!(client.touch((KUBERNETES, 443).into()).await, "TLS would be for the client to begin");
