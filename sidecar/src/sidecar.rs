@@ -60,7 +60,7 @@ pub enum Error {
 /// If it cannot start; nothing has been served then.
 pub fn run(config: Sidecar) -> Result<(), Error> {
     logs::start(config.log_format, &config.log_level);
-    raise_descriptor_limit();
+    let descriptors = raise_descriptor_limit();
     let control = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("control")
@@ -78,6 +78,8 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
     let settings = tcp::Settings {
         connect_timeout: config.connect_timeout,
         max_connections: config.max_connections,
+        descriptors_end: i32::try_from(descriptors - DESCRIPTORS_KEPT.min(descriptors / 4))
+            .unwrap_or(i32::MAX),
         buffer_size: config.buffer_size,
         workers: config.threads.get(),
         seed,
@@ -118,7 +120,7 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
     let capturing = Capturing::default();
     let heartbeat = {
         let _inside = control.enter();
-        let begin = || signals::start(&watch.tables, &capturing, refusals);
+        let begin = || signals::start(&watch.tables, &capturing, refusals, &traffic);
         config.capture.then(begin).transpose().map_err(|error| Error::System("start the heartbeat", error))?
     };
     let asking = Arc::clone(&asked);
@@ -260,13 +262,18 @@ fn announce(
     let _ = out.write_all(lines.as_bytes()).and_then(|()| out.flush());
 }
 
-/// Two descriptors a connection are soon more than the usual 1,024; as many as may be without asking anybody.
-fn raise_descriptor_limit() {
+/// Descriptors that connections leave to the health and admin addresses and the source.
+const DESCRIPTORS_KEPT: u64 = 64;
+
+/// Two descriptors a connection are soon more than the usual 1,024; as many as may be without asking anybody. Tells
+/// how many.
+fn raise_descriptor_limit() -> u64 {
     let mut limit = rustix::process::getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     if let Err(error) = rustix::process::setrlimit(Resource::Nofile, limit) {
         tracing::warn!(%error, "cannot raise the limit on open files; raise it with ulimit -n before the start");
     }
+    rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 fn secret_seed() -> std::io::Result<Seed> {

@@ -6,7 +6,7 @@
 //!            alive, every second ──────────────────▶ rules        a thread of its own, which nothing delays
 //! ```
 //! Without the second, new connections go their ordinary way: before the first table, when this process is dead, when
-//! it ends. Whoever sends a signal hears whether a rule took it: `sendto` says EPERM.
+//! it ends, and while it has no descriptors for more of them. Whoever sends a signal hears whether a rule took it: `sendto` says EPERM.
 
 mod verdicts;
 
@@ -25,6 +25,7 @@ use tokio::sync::mpsc::Receiver;
 use watcher::Tables;
 
 use crate::capture::agreement::{ALIVE_EVERY, Signal, VERDICT_LASTS};
+use crate::traffic::Traffic;
 use verdicts::Verdicts;
 
 /// Verdicts are repeated well before they fade.
@@ -91,20 +92,23 @@ pub fn start(
     tables: &Tables,
     capturing: &Capturing,
     refusals: Receiver<SocketAddr>,
+    traffic: &Arc<Traffic>,
 ) -> io::Result<Heartbeat> {
     let (orders, ordered) = mpsc::channel();
     tokio::spawn(tell(tables.clone(), refusals, capturing.clone(), Voice::new()?, orders.clone()));
     let mut heart = Heart { tables: tables.clone(), voice: Voice::new()?, found: [None; 2], skip: 0 };
-    let capturing = capturing.clone();
+    let (capturing, traffic) = (capturing.clone(), Arc::clone(traffic));
     std::thread::Builder::new().name("heartbeat".to_owned()).spawn(move || {
-        let (mut beats, mut unheard) = (false, 0);
+        let (mut beats, mut unheard, mut exhausted) = (false, 0, 0);
         loop {
             match ordered.recv_timeout(ALIVE_EVERY) {
                 Ok(Order::Beat) => beats = true,
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             }
-            if beats {
+            // Who has no descriptors left tries again and again, and counts it.
+            let before = std::mem::replace(&mut exhausted, traffic.exhausted());
+            if beats && exhausted == before {
                 unheard = if heart.beat(&capturing) { 0 } else { unheard + 1 };
             }
             if unheard == PATIENCE {

@@ -21,6 +21,7 @@ mod socket;
 mod worker;
 
 use std::net::SocketAddr;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
@@ -66,6 +67,9 @@ pub struct Settings {
     pub keep_alive_after: Duration,
     /// Connections at once, of all workers together; one more is reset. Default: as many as there are descriptors.
     pub max_connections: usize,
+    /// Descriptors with this number or a higher one are left to others: whoever asks how this process is must get an
+    /// answer also when connections have used up the rest. Default: none.
+    pub descriptors_end: RawFd,
     /// How many bytes each direction of a connection may hold, and how many one read may find. Default 64 KiB.
     pub buffer_size: usize,
     /// How many endpoints a connection tries, at most [`selection::Tried::MOST`]. Default 3.
@@ -146,6 +150,7 @@ impl Default for Settings {
             connect_timeout: Duration::from_secs(5),
             keep_alive_after: Duration::from_secs(20),
             max_connections: usize::MAX,
+            descriptors_end: RawFd::MAX,
             buffer_size: 64 * 1024,
             attempts: 3,
             workers: std::thread::available_parallelism().map_or(1, usize::from),

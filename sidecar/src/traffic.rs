@@ -148,6 +148,11 @@ impl Traffic {
     pub fn active(&self) -> u64 {
         self.snapshot().iter().map(|(_, counts)| counts.active()).sum()
     }
+
+    /// Times that a connection could not be taken for want of descriptors, of every label.
+    pub fn exhausted(&self) -> u64 {
+        self.snapshot().iter().map(|(_, counts)| counts.exhausted).sum()
+    }
 }
 
 impl Counters {

@@ -216,6 +216,16 @@ impl Client {
         held
     }
 
+    /// Opens connections that say nothing and wait for nothing, answered or not, until the returned child is killed.
+    pub fn clog(&self, address: SocketAddr, times: usize) -> Child {
+        let (ip, port) = (address.ip(), address.port());
+        let open =
+            format!("for n in $(seq {times}); do exec {{fd}}<>/dev/tcp/{ip}/{port}; done; exec sleep 60");
+        let mut command = self.pod.host.command_as(USER, &[], "bash");
+        command.args(["-c", &open]).stdin(Stdio::null());
+        Command::from(command).kill_on_drop(true).spawn().expect("setpriv, of util-linux")
+    }
+
     /// Waits until connections are answered, and by each of these Pods and nobody else.
     pub async fn wait_served(&self, addresses: &[SocketAddr], by: &[&str], why: &str) {
         let expected: BTreeSet<String> = by.iter().map(|&name| name.to_owned()).collect();

@@ -9,7 +9,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::PathBuf;
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -56,10 +56,22 @@ impl Injected {
 
     /// Starts a sidecar in a Pod that is prepared. `name` is the name of its log.
     pub async fn start_again(client: &Client, name: &str) -> Injected {
-        let host = &client.pod.host;
-        let mut command = host.command_as(USER, &["net_raw"], tools::for_everybody("remora", "sidecar"));
+        let program = tools::for_everybody("remora", "sidecar");
+        Injected::start_as(client, name, client.pod.host.command_as(USER, &["net_raw"], program))
+    }
+
+    /// The same with so many descriptors at most.
+    pub async fn start_with_descriptors(client: &Client, name: &str, descriptors: u32) -> Injected {
+        let mut command = client.pod.host.command_as(USER, &["net_raw"], "prlimit");
+        command
+            .arg(format!("--nofile={descriptors}:{descriptors}"))
+            .arg(tools::for_everybody("remora", "sidecar"));
+        Injected::start_as(client, name, command)
+    }
+
+    fn start_as(client: &Client, name: &str, mut command: Command) -> Injected {
         command.env("KUBECONFIG", write_kubeconfig(client)).args(arguments());
-        Injected::of(Process::Plain(Program::start(&client.world, name, command)), host)
+        Injected::of(Process::Plain(Program::start(&client.world, name, command)), &client.pod.host)
     }
 
     /// Starts a sidecar in a container, in a Pod that is prepared.

@@ -60,6 +60,7 @@ tests::cases! {
             after_a_kill_nothing_is_refused_any_more_but_by_the_node,
             after_a_clean_stop_everything_goes_the_nodes_way,
             no_connection_breaks_while_heartbeats_lapse_and_return,
+            without_descriptors_new_connections_go_the_nodes_way,
             a_service_with_balance_off_goes_the_nodes_way,
             remora_reaches_the_api_server_through_the_service_that_it_serves,
         ],

@@ -110,6 +110,7 @@ fn measure(endpoint: SocketAddr, folder: &Path) {
         let (more, less) = (captured_cpu / cpu, captured_rate / rate);
         println!("  {:<10} {captured_cpu:>12.3} {more:>8.2} {captured_rate:>14.2} {less:>8.2}", "captured");
     }
+    others(endpoint);
     println!("\nlatency of a request of 1 KB at 2,000 a second, µs{:>10} {:>8}", "p50", "p99");
     let ways = [("direct", endpoint), ("NAT", TRANSLATED.parse().unwrap()), ("captured", captured)];
     for (name, address) in ways {
@@ -118,6 +119,23 @@ fn measure(endpoint: SocketAddr, folder: &Path) {
         println!("  {name:<48} {:>10.0} {:>8.0}", at(0.5), at(0.99));
     }
     println!("\nmemory of a sidecar with {SERVICES} Services: {:.1} MB", resident as f64 / 1e6);
+}
+
+/// Connections that are not for Services, with the rules and without, in turns.
+fn others(endpoint: SocketAddr) {
+    let remora = env!("CARGO_BIN_EXE_remora");
+    let states = ["capture down", "capture up --services 10.96.0.0/16"];
+    let mut rates = [Vec::new(), Vec::new()];
+    for _ in 0..ROUNDS {
+        for (state, rates) in states.iter().zip(&mut rates) {
+            shell(&format!("{remora} {state} >/dev/null"));
+            rates.push(Work::Requests.units() / load::run(Work::Requests, endpoint).as_secs_f64() / 1e3);
+        }
+    }
+    let [without, with] = rates.map(|rates| median(rates.into_iter()));
+    println!(
+        "\nrequests that are not for Services, thousand/s: {without:.1} without the rules, {with:.1} with them"
+    );
 }
 
 /// Services of ten endpoints each.

@@ -160,7 +160,8 @@ async fn connect(
     account: &Account,
 ) -> Result<Socket, Missed> {
     let failed = |errno: Errno| Missed::Failed(judge(errno));
-    let mut socket = Socket::connecting(address, spare).map_err(failed)?;
+    let mut socket =
+        Socket::connecting(address, spare, account.worker.settings.descriptors_end).map_err(failed)?;
     let stands = match first_bytes(client, pending, account, |bytes| socket.send(bytes)) {
         Ok(stands) => stands,
         Err(First::Client) => return Err(Missed::ClientGone),

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -47,11 +47,15 @@ pub(super) struct Spare {
 }
 
 impl Spare {
-    /// A fresh socket of `family`.
-    pub(super) fn new(family: Family) -> Result<Self, Errno> {
+    /// A fresh socket of `family`; `MFILE` also if only descriptors from `end` on are left: the system gives the
+    /// lowest, and those are others'.
+    pub(super) fn new(family: Family, end: RawFd) -> Result<Self, Errno> {
         let domain = if family == Family::V4 { AddressFamily::INET } else { AddressFamily::INET6 };
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let fd = rustix::net::socket_with(domain, SocketType::STREAM, flags, None)?;
+        if fd.as_raw_fd() >= end {
+            return Err(Errno::MFILE);
+        }
         sockopt::set_tcp_nodelay(&fd, true)?;
         Ok(Self { fd, family })
     }
@@ -65,11 +69,11 @@ impl Socket {
 
     /// A socket on its way to `address`, `spare` if that is of the family; whether it got there, the first
     /// byte or the first wait tells.
-    pub(super) fn connecting(address: SocketAddr, spare: Option<Spare>) -> Result<Self, Errno> {
+    pub(super) fn connecting(address: SocketAddr, spare: Option<Spare>, end: RawFd) -> Result<Self, Errno> {
         let family = Family::of(&address.ip());
         let Spare { fd, .. } = match spare.filter(|spare| spare.family == family) {
             Some(spare) => spare,
-            None => Spare::new(family)?,
+            None => Spare::new(family, end)?,
         };
         match rustix::net::connect(&fd, &address) {
             Ok(()) | Err(Errno::INPROGRESS) => Ok(Self::new(fd)),

@@ -190,7 +190,7 @@ fn burst(
         }
         // It was reset already, perhaps: then it is none.
         let Ok(wanted) = door.wanted(&client) else { continue };
-        match Spare::new(door.family) {
+        match Spare::new(door.family, worker.settings.descriptors_end) {
             Ok(spare) => {
                 let account = Account::open(worker, door, address, wanted);
                 spawn_local(connection(client, spare, account));

@@ -147,6 +147,35 @@ pub async fn no_connection_breaks_while_heartbeats_lapse_and_return(client: &Cli
     }
 }
 
+/// Clients that say nothing hold every descriptor that Remora may have: more of them is the node's to serve.
+pub async fn without_descriptors_new_connections_go_the_nodes_way(client: &Client) {
+    let (web, _pods) = shop(client).await;
+    client.remora().kill();
+    let mut few = Injected::start_with_descriptors(client, "remora-few", 96).await;
+    few.wait_taking(client).await;
+    let held = client.hold(web[0], 5).await;
+    let mut clog = client.clog(web[0], 40);
+    wait_until(SOON, "its descriptors are used up", async || {
+        match few.metric("remora_accept_failures_total").await {
+            Ok(1..) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    assert_open_soon(client, &web, Instant::now()).await;
+    clog.kill().await.expect("the end of a child");
+    assert_eq!(held.let_go().await, [], "no established connection broke");
+    let before = few.metric("remora_connections_opened_total").await.expect("it tells");
+    wait_until(SOON, "Remora takes connections again", async || {
+        client.connect_once(web[0]).await.by().map_err(|failed| format!("{failed:?}"))?;
+        match few.metric("remora_connections_opened_total").await? {
+            now if now > before + 40 => Ok(()),
+            now => Err(format!("{now} after {before}")),
+        }
+    })
+    .await;
+}
+
 /// `remora.dev/balance: off` is the node's business, live.
 pub async fn a_service_with_balance_off_goes_the_nodes_way(client: &Client) {
     let (web, _pods) = shop(client).await;
