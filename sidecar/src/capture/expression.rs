@@ -241,11 +241,11 @@ pub(super) fn rerouted() -> [Expression; 5] {
     let mut lo = vec![0; 16];
     lo[..2].copy_from_slice(b"lo");
     [
-        Expression::Meta(Fact::InputName, FIRST),
-        Expression::Compare(Comparison::Equal, lo),
         Expression::Meta(Fact::Mark, FIRST),
         Expression::Bits(MARK_MASK.to_ne_bytes().to_vec(), vec![0; 4]),
         Expression::Compare(Comparison::Equal, MARK.to_ne_bytes().to_vec()),
+        Expression::Meta(Fact::InputName, FIRST),
+        Expression::Compare(Comparison::Equal, lo),
     ]
 }
 

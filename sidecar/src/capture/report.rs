@@ -165,8 +165,18 @@ impl FamilyReport {
 
 /// Chains in the order in which a packet meets them.
 fn in_order<'a>(chains: impl Iterator<Item = &'a String>) -> Vec<&'a String> {
-    const ORDER: [&str; 9] =
-        ["output", "ipv", "signals", "opening", "leaving", "passing", "ending", "take", "prerouting"];
+    const ORDER: [&str; 10] = [
+        "output",
+        "ipv",
+        "signals",
+        "opening",
+        "leaving",
+        "passing",
+        "ending",
+        "take",
+        "prerouting",
+        "delivering",
+    ];
     let place = |chain: &str| {
         let bare = chain.trim_end_matches(['4', '6']);
         (chain.ends_with('6'), ORDER.iter().position(|name| *name == bare).unwrap_or(ORDER.len()))

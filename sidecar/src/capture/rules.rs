@@ -85,6 +85,8 @@ pub(super) fn arriving_chain(plan: &Plan) -> Chain {
     Chain { name: ARRIVING_SET.to_owned(), hook: Some(hook), rules: rules.collect() }
 }
 
+const DELIVERING: &str = "delivering";
+
 /// All chains. A chain comes before those that lead to it.
 pub(super) fn chains(plan: &Plan) -> Vec<Chain> {
     let mut chains = vec![Chain {
@@ -106,7 +108,8 @@ pub(super) fn chains(plan: &Plan) -> Vec<Chain> {
         ]);
     }
     chains.push(output(plan));
-    chains.push(prerouting(plan));
+    chains.push(delivering(plan));
+    chains.push(prerouting());
     chains
 }
 
@@ -325,7 +328,17 @@ fn remembered(family: Family, set: &str, lasts: Duration) -> Rule {
     )
 }
 
-fn prerouting(plan: &Plan) -> Chain {
+/// One look at the mark is all that other packets are held up for.
+fn prerouting() -> Chain {
+    let rules = vec![Rule::new(
+        format!("captured packets go to the sidecar: see chain {DELIVERING}; everything else is untouched"),
+        [&rerouted()[..], &[goto(DELIVERING)]],
+    )];
+    let hook = Hook { kind: "filter", number: PREROUTING, priority: MANGLE };
+    Chain { name: "prerouting".to_owned(), hook: Some(hook), rules }
+}
+
+fn delivering(plan: &Plan) -> Chain {
     let mut rules = Vec::new();
     for family in plan.families() {
         let listener = listener(family);
@@ -334,8 +347,7 @@ fn prerouting(plan: &Plan) -> Chain {
         rules.push(Rule::new(
             format!("captured {family} goes to the sidecar at {}", SocketAddr::new(listener, PORT)),
             [
-                &rerouted()[..],
-                &is_family(family),
+                &is_family(family)[..],
                 &protocol(Comparison::Equal, TCP),
                 &[
                     Expression::Value(octets(listener), address),
@@ -348,10 +360,9 @@ fn prerouting(plan: &Plan) -> Chain {
     }
     rules.push(Rule::new(
         "nobody listens there: the client tries again, and goes to the node when the heartbeat has lapsed",
-        [&rerouted()[..], &protocol(Comparison::Equal, TCP), &first(), &[Expression::Verdict(Verdict::Drop)]],
+        [&protocol(Comparison::Equal, TCP)[..], &first(), &[Expression::Verdict(Verdict::Drop)]],
     ));
-    let hook = Hook { kind: "filter", number: PREROUTING, priority: MANGLE };
-    Chain { name: "prerouting".to_owned(), hook: Some(hook), rules }
+    Chain { name: DELIVERING.to_owned(), hook: None, rules }
 }
 
 /// Where captured connections of a family arrive.
