@@ -177,6 +177,11 @@ fn lookups(report: &mut Report) {
         Some(150.0),
         "ns",
     );
+    // What fits into the cache, to tell the work from the waiting for memory.
+    for few in [500, 2_000] {
+        let few_of_them = |i| lookup_and_pick(i % few);
+        report.time(&format!("  over {few} of them"), time(SERVICES, few_of_them), None, "ns");
+    }
     let with_draw = |i| {
         let (path, port) = at(i);
         let flow: Flow = sample::flow(i);
