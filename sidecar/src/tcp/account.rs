@@ -74,7 +74,7 @@ pub(super) struct Account {
 impl Account {
     /// Opens the account of a connection that `client` made at `door`, to get to `wanted`.
     pub(super) fn open(worker: &Rc<Worker>, door: &Rc<Door>, client: SocketAddr, wanted: Wanted) -> Self {
-        let ledger = door.ledger(&door.find(wanted, worker.reader.borrow_mut().table()));
+        let ledger = door.ledger(wanted, worker.reader.borrow_mut().table());
         ledger.counters.opened();
         worker.came();
         Self {

@@ -116,11 +116,10 @@ impl Door {
         }
     }
 
-    /// Where a connection for which the table says `found` is counted.
-    pub(super) fn ledger(&self, found: &Found<'_>) -> Rc<Ledger> {
-        let (Some(captures), Found::Port(_, port)) = (&self.captures, found) else {
-            return Rc::clone(&self.ledger);
-        };
+    /// Where a connection to `wanted` is counted. Only for captured ones does that take a look at `table`.
+    pub(super) fn ledger(&self, wanted: Wanted, table: &Table) -> Rc<Ledger> {
+        let Some(captures) = &self.captures else { return Rc::clone(&self.ledger) };
+        let Found::Port(_, port) = self.find(wanted, table) else { return Rc::clone(&self.ledger) };
         let mut ledgers = captures.ledgers.borrow_mut();
         if let Some(ledger) = ledgers.get(&port.id) {
             return Rc::clone(ledger);
