@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_linger, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketType, connect, socket};
 use serde_json::json;
@@ -164,12 +165,18 @@ fn transfer(address: SocketAddr, plan: &Stream) -> Result<String, Failure> {
     let mut got = vec![0; CHUNK];
     for chunk in 0..chunks {
         if reset_after == Some(chunk) {
-            // What was not read makes the end a reset, of the sender's half too.
-            let reset = set_socket_linger(stream.get_ref(), Some(Duration::ZERO));
-            let reset =
-                reset.and_then(|()| rustix::net::shutdown(stream.get_ref(), rustix::net::Shutdown::Both));
+            // What was not read makes the end a reset, of the sender's half too. A short stream may be
+            // through, both ways, in the socket's buffer: then there is nothing to shut any more.
+            let socket = stream.get_ref();
+            let shut = match set_socket_linger(socket, Some(Duration::ZERO)) {
+                Ok(()) => rustix::net::shutdown(socket, rustix::net::Shutdown::Both),
+                failed => failed,
+            };
             let _ = sending.join();
-            return reset.map(|()| greeting).map_err(|error| ("reset", error.into()));
+            return match shut {
+                Ok(()) | Err(Errno::NOTCONN) => Ok(greeting),
+                Err(error) => Err(("reset", error.into())),
+            };
         }
         thread::sleep(pause);
         stream.read_exact(&mut got).map_err(|error| ("read", error))?;
