@@ -130,6 +130,12 @@ impl Destination {
     }
 }
 
+impl From<Destination> for SocketAddr {
+    fn from(destination: Destination) -> Self {
+        Self::new(destination.ip, destination.port)
+    }
+}
+
 impl ServicePort {
     /// Every address under which clients reach this port, with the path that it means.
     pub fn destinations(&self) -> impl Iterator<Item = (Destination, Path)> + '_ {

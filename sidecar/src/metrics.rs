@@ -76,9 +76,9 @@ impl Collector for Readings {
                 families.map(|(family, alive)| ([("family", family.to_string())], u64::from(alive))),
             )?;
             page.gauges(
-                "remora_capture_unserved_ports",
-                "Service ports without a usable endpoint, whose connections the rules refuse or drop",
-                capturing.unserved().map(|(verdict, count)| ([("verdict", verdict)], count)),
+                "remora_capture_ports",
+                "Addresses and ports of Services, by what the rules are told to do with new connections to them",
+                capturing.places().map(|(verdict, count)| ([("verdict", verdict)], count)),
             )?;
         }
         source(&mut page, &self.watch.status())?;
@@ -160,12 +160,12 @@ fn connections(page: &mut Page<'_>, ports: &[(Label, Counts)]) -> fmt::Result {
     page.counters(
         "remora_connections_unserved",
         "Connections reset because no endpoint could serve, none may serve this client here, no table came, or \
-         there were as many as --max-connections allows",
+         there were as many as --max-connections or the descriptors allow",
         resets,
     )?;
     page.counters(
         "remora_accept_failures",
-        "Connections not taken for want of descriptors or memory",
+        "Times that there were no descriptors or no memory for a connection",
         each(|c| c.exhausted),
     )
 }

@@ -74,17 +74,16 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
 
     let origin = Instant::now();
     let seed = secret_seed().map_err(|error| Error::System("read random numbers", error))?;
-    let (refused, refusals) = tokio::sync::mpsc::channel(64);
+    let descriptors_end =
+        i32::try_from(descriptors - DESCRIPTORS_KEPT.min(descriptors / 4)).unwrap_or(i32::MAX);
     let settings = tcp::Settings {
         connect_timeout: config.connect_timeout,
         max_connections: config.max_connections,
-        descriptors_end: i32::try_from(descriptors - DESCRIPTORS_KEPT.min(descriptors / 4))
-            .unwrap_or(i32::MAX),
+        descriptors_end,
         buffer_size: config.buffer_size,
         workers: config.threads.get(),
         seed,
         origin,
-        refusals: config.capture.then_some(refused),
         log_connections: config.log_connections,
         ..tcp::Settings::default()
     };
@@ -120,7 +119,13 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
     let capturing = Capturing::default();
     let heartbeat = {
         let _inside = control.enter();
-        let begin = || signals::start(&watch.tables, &capturing, refusals, &traffic);
+        let (counted, mut exhausted) = (Arc::clone(&traffic), 0);
+        // Those that end meanwhile may leave room for a few at this moment.
+        let has_room = move || {
+            let before = std::mem::replace(&mut exhausted, counted.exhausted());
+            exhausted == before && tcp::has_room(descriptors_end)
+        };
+        let begin = || signals::start(&watch.tables, &capturing, has_room);
         config.capture.then(begin).transpose().map_err(|error| Error::System("start the heartbeat", error))?
     };
     let asking = Arc::clone(&asked);

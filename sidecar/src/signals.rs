@@ -1,9 +1,10 @@
-//! Tells the rules of `remora capture` that this process takes connections, and which ones to refuse or drop before
-//! they are made. In: tables. Out: datagrams that the rules take and that never leave. Never captures by itself.
+//! Tells the rules of `remora capture` that this process takes connections, and to which Service ports, and which of
+//! them to refuse or drop before they are made. In: tables. Out: datagrams that the rules take and that never leave.
+//! Never captures by itself.
 //!
 //! ```text
-//!  table ──▶ verdicts, told at once and every 30 s ─▶ rules        a control task
-//!            alive, every second ──────────────────▶ rules        a thread of its own, which nothing delays
+//!  table ──▶ verdicts, told at once and every minute ─▶ rules        a control task
+//!            alive, every second ────────────────────▶ rules        a thread of its own, which nothing delays
 //! ```
 //! Without the second, new connections go their ordinary way: before the first table, when this process is dead, when
 //! it ends, and while it has no descriptors for more of them. Whoever sends a signal hears whether a rule took it: `sendto` says EPERM.
@@ -21,19 +22,23 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use selection::{Family, Table};
 use socket2::SockRef;
-use tokio::sync::mpsc::Receiver;
+use tokio::sync::Notify;
 use watcher::Tables;
 
 use crate::capture::agreement::{ALIVE_EVERY, Signal, VERDICT_LASTS};
-use crate::traffic::Traffic;
-use verdicts::Verdicts;
 
 /// Verdicts are repeated well before they fade.
 const REPEAT: Duration = Duration::from_secs(VERDICT_LASTS.as_secs() / 3);
+/// Places told in a row before other control tasks get their turn.
+const SAID_AT_ONCE: usize = 64;
 /// How long an address that no rule takes is left in peace.
 const NOT_CAPTURED: Duration = Duration::from_secs(600);
 /// Addresses that the heartbeat tries in a family until a rule takes one, at each beat.
 const TRIES: usize = 16;
+/// How long the heart rests after there was no room for a connection: until then those that end make room for few.
+const FULL_RESTS: Duration = Duration::from_secs(5);
+/// What is not taken goes no further than this Pod's node.
+const HOPS: u32 = 1;
 /// Beats that nobody took before that is said.
 const PATIENCE: u32 = 5;
 /// The signals of [`Signal::Alive`] go to this port; any would do.
@@ -47,6 +52,9 @@ pub struct Capturing(Arc<State>);
 #[derive(Debug, Default)]
 struct State {
     alive: [AtomicBool; 2],
+    /// Rules hear in a family where they did not: they were told nothing.
+    heard: Notify,
+    served: AtomicUsize,
     refused: AtomicUsize,
     dropped: AtomicUsize,
 }
@@ -57,9 +65,20 @@ impl Capturing {
         FAMILIES.map(|family| (family, self.0.alive[family as usize].load(Relaxed)))
     }
 
-    /// How many Service ports refuse every connection, and how many drop it.
-    pub fn unserved(&self) -> [(&'static str, usize); 2] {
-        [("refuse", self.0.refused.load(Relaxed)), ("drop", self.0.dropped.load(Relaxed))]
+    /// At how many addresses and ports connections are served, refused and dropped.
+    pub fn places(&self) -> [(&'static str, usize); 3] {
+        let State { served, refused, dropped, .. } = &*self.0;
+        [("serve", served), ("refuse", refused), ("drop", dropped)]
+            .map(|(verdict, count)| (verdict, count.load(Relaxed)))
+    }
+
+    fn count(&self, signal: Signal) -> Option<&AtomicUsize> {
+        match signal {
+            Signal::Serve => Some(&self.0.served),
+            Signal::Refuse => Some(&self.0.refused),
+            Signal::Drop => Some(&self.0.dropped),
+            Signal::Alive | Signal::Pass => None,
+        }
     }
 }
 
@@ -83,32 +102,33 @@ impl Drop for Heartbeat {
     }
 }
 
-/// Begins to tell what `tables` say, on the current runtime, and to beat once that has been told. `refusals` are
-/// addresses that the node refused.
+/// Begins to tell what `tables` say, on the current runtime, and to beat once that has been told, while it `has_room`
+/// for more connections.
 ///
 /// # Errors
 /// If there is no socket or no thread to be had.
 pub fn start(
     tables: &Tables,
     capturing: &Capturing,
-    refusals: Receiver<SocketAddr>,
-    traffic: &Arc<Traffic>,
+    mut has_room: impl FnMut() -> bool + Send + 'static,
 ) -> io::Result<Heartbeat> {
     let (orders, ordered) = mpsc::channel();
-    tokio::spawn(tell(tables.clone(), refusals, capturing.clone(), Voice::new()?, orders.clone()));
+    tokio::spawn(tell(tables.clone(), capturing.clone(), Voice::new()?, orders.clone()));
     let mut heart = Heart { tables: tables.clone(), voice: Voice::new()?, found: [None; 2], skip: 0 };
-    let (capturing, traffic) = (capturing.clone(), Arc::clone(traffic));
+    let capturing = capturing.clone();
     std::thread::Builder::new().name("heartbeat".to_owned()).spawn(move || {
-        let (mut beats, mut unheard, mut exhausted) = (false, 0, 0);
+        let (mut beats, mut unheard, mut full) = (false, 0, None);
         loop {
             match ordered.recv_timeout(ALIVE_EVERY) {
                 Ok(Order::Beat) => beats = true,
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             }
-            // Who has no descriptors left tries again and again, and counts it.
-            let before = std::mem::replace(&mut exhausted, traffic.exhausted());
-            if beats && exhausted == before {
+            if !has_room() {
+                full = Some(Instant::now());
+            }
+            let rests = full.is_some_and(|at| at.elapsed() < FULL_RESTS);
+            if beats && !rests {
                 unheard = if heart.beat(&capturing) { 0 } else { unheard + 1 };
             }
             if unheard == PATIENCE {
@@ -122,38 +142,38 @@ pub fn start(
     Ok(Heartbeat(orders))
 }
 
-/// Tells verdicts as tables change, and repeats them.
-async fn tell(
-    tables: Tables,
-    mut refusals: Receiver<SocketAddr>,
-    capturing: Capturing,
-    mut voice: Voice,
-    orders: mpsc::Sender<Order>,
-) {
-    let mut verdicts = Verdicts::default();
+/// Tells what becomes of connections as tables change, again from time to time, and when the rules begin to hear.
+async fn tell(tables: Tables, capturing: Capturing, mut voice: Voice, orders: mpsc::Sender<Order>) {
     let mut earlier = Arc::new(Table::default());
     let mut repeat = tokio::time::interval(REPEAT);
     loop {
         let version = earlier.version();
         tokio::select! {
             table = tables.reaches(|table| table.version() > version) => {
-                for (address, signal) in verdicts.change(&earlier, &table) {
-                    voice.say(signal, address);
+                for turn in verdicts::turns(&earlier, &table) {
+                    voice.say(turn.signal, turn.address);
+                    capturing.count(turn.before).map(|count| count.fetch_sub(1, Relaxed));
+                    capturing.count(turn.signal).map(|count| count.fetch_add(1, Relaxed));
                 }
                 if version == 0 && orders.send(Order::Beat).is_err() {
                     return;
                 }
-                let of = |wanted| verdicts.all().filter(|(_, signal)| *signal == wanted).count();
-                capturing.0.refused.store(of(Signal::Refuse), Relaxed);
-                capturing.0.dropped.store(of(Signal::Drop), Relaxed);
                 earlier = table;
             }
-            Some(address) = refusals.recv() => {
-                if let Some(signal) = verdicts.node_refused(address, &earlier) {
-                    voice.say(signal, address);
-                }
+            () = capturing.0.heard.notified() => {
+                voice.not_captured.clear();
+                say_all(&mut voice, &earlier).await;
             }
-            _ = repeat.tick() => verdicts.all().for_each(|(address, signal)| voice.say(signal, address)),
+            _ = repeat.tick() => say_all(&mut voice, &earlier).await,
+        }
+    }
+}
+
+async fn say_all(voice: &mut Voice, table: &Table) {
+    for (said, (address, signal)) in verdicts::all(table).enumerate() {
+        voice.say(signal, address);
+        if said % SAID_AT_ONCE == 0 {
+            tokio::task::yield_now().await;
         }
     }
 }
@@ -180,6 +200,7 @@ impl Heart {
             let is_heard = self.found[at].is_some();
             if capturing.0.alive[at].swap(is_heard, Relaxed) != is_heard {
                 let state = if is_heard {
+                    capturing.0.heard.notify_one();
                     "capturing"
                 } else {
                     "no rule takes the heartbeat any more: not capturing"
@@ -235,6 +256,10 @@ impl Voice {
         let v6 = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).ok();
         for socket in [Some(&v4), v6.as_ref()].into_iter().flatten() {
             socket.set_nonblocking(true)?;
+        }
+        v4.set_ttl(HOPS)?;
+        if let Some(v6) = &v6 {
+            SockRef::from(v6).set_unicast_hops_v6(HOPS)?;
         }
         Ok(Self { sockets: [Some(v4), v6], not_captured: HashMap::new() })
     }

@@ -27,7 +27,7 @@ use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use selection::{Seed, ServiceName};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use watcher::Tables;
 
 use self::pins::Pins;
@@ -81,8 +81,6 @@ pub struct Settings {
     /// The origin of the times in tallies and pins: whoever asks a tally whether its endpoint is put aside
     /// counts milliseconds from the same one.
     pub origin: Instant,
-    /// Whom to tell of an address that the table does not know and the node refuses. Default: nobody.
-    pub refusals: Option<mpsc::Sender<SocketAddr>>,
     /// Write one line of target `access` for each closed connection. Default false.
     pub log_connections: bool,
 }
@@ -156,7 +154,6 @@ impl Default for Settings {
             workers: std::thread::available_parallelism().map_or(1, usize::from),
             seed: Seed(0, 0),
             origin: Instant::now(),
-            refusals: None,
             log_connections: false,
         }
     }
@@ -170,6 +167,11 @@ impl Default for Settings {
 /// The first address that cannot be had, and what to do about it.
 pub fn bind(entrances: &[Entrance], settings: Settings, inherited: &mut Inherited) -> Result<Bound, Error> {
     listener::bind(entrances, settings, inherited)
+}
+
+/// Whether there are descriptors for one more connection, with [`Settings::descriptors_end`].
+pub fn has_room(descriptors_end: RawFd) -> bool {
+    socket::has_room(descriptors_end)
 }
 
 impl Entrance {

@@ -71,7 +71,7 @@ pub struct Counts {
     pub unsynced: u64,
     /// Times that a connection could not be taken because this process had no descriptors or memory left.
     pub exhausted: u64,
-    /// Connections reset because there were as many as may be.
+    /// Connections reset because there were as many as may be, or as there are descriptors or memory for.
     pub limited: u64,
     /// Connects that failed, by [`Failure::ALL`].
     pub failures: [u64; Failure::ALL.len()],

@@ -32,12 +32,16 @@ pub const SERVICE: [IpAddr; 2] =
 pub const RANGES: &str = "10.96.0.0/16,fd00:96::/112";
 /// What the datagrams mean.
 pub const ALIVE: u8 = 0x2c;
-/// Refuse the address and port.
-pub const REFUSE: u8 = 0x2a;
-/// Drop what goes to the address and port.
-pub const DROP: u8 = 0x2d;
-/// Neither.
+/// Capture what goes to the address and port.
 pub const SERVE: u8 = 0x2b;
+/// Refuse it.
+pub const REFUSE: u8 = 0x2a;
+/// Drop it.
+pub const DROP: u8 = 0x2d;
+/// Leave it to the node.
+pub const PASS: u8 = 0x29;
+/// Every signal.
+pub const SIGNALS: [u8; 5] = [ALIVE, SERVE, REFUSE, DROP, PASS];
 
 /// A Pod and the node that it is on.
 pub struct Stand {
@@ -157,7 +161,7 @@ impl Stand {
         }))
     }
 
-    /// Begins to tell the rules that the sidecar is alive, and returns when they know.
+    /// Begins to tell the rules that the sidecar is alive, and serves ports 80 and 81; returns when they know.
     pub async fn heartbeat(&self) -> Heartbeat {
         let sockets = service(9).map(|to| {
             (to, inside::udp(&self.pod, SIDECAR, to.ip(), ALIVE).expect("a socket of the sidecar's user"))
@@ -173,6 +177,7 @@ impl Stand {
             }
         }));
         self.wait_shown("alive", true).await;
+        [80, 81].into_iter().for_each(|port| self.signal(SERVE, port));
         heartbeat
     }
 

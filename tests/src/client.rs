@@ -253,19 +253,6 @@ impl Client {
         self.wait_outcome(addresses, &format!("connect(2) hangs: {why}"), Outcome::is_silence).await;
     }
 
-    /// Waits until the node has no answer to connections that are none of Remora's business. With
-    /// kube-proxy alone, connect(2) hangs. With Remora it may succeed, since Remora learns the
-    /// address by accepting, and then the connection ends without a greeting, or hangs.
-    pub async fn wait_unserved(&self, addresses: &[SocketAddr], why: &str) {
-        let what = format!("nobody answers: {why}");
-        let with_remora = self.injected.is_some();
-        self.wait_outcome(addresses, &what, |outcome| match outcome {
-            Outcome::Failed { step, .. } if with_remora && step == "read the greeting" => true,
-            outcome => outcome.is_silence(),
-        })
-        .await;
-    }
-
     async fn wait_outcome(&self, addresses: &[SocketAddr], what: &str, expected: impl Fn(&Outcome) -> bool) {
         for &address in addresses {
             wait_until(SOON, &format!("at {address}: {what}"), async || {

@@ -120,17 +120,18 @@ impl Injected {
     /// Checks that it has taken connections since it was first known to, or has had them refused or dropped.
     pub async fn assert_taken(&self) {
         let taken = self.metric("remora_connections_opened_total").await;
-        let unserved = self.metric("remora_capture_unserved_ports").await;
+        let places = self.metric("remora_capture_ports").await;
+        let served = self.metric("remora_capture_ports{verdict=\"serve\"}").await;
         let before = self.before;
         assert!(
             taken.as_ref().is_ok_and(|&taken| taken > before)
-                || unserved.as_ref().is_ok_and(|&ports| ports > 0),
-            "{taken:?} after {before}, {unserved:?} refused or dropped: {}",
+                || matches!((&places, &served), (Ok(places), Ok(served)) if places > served),
+            "{taken:?} after {before}, {served:?} of {places:?} served: {}",
             self.state()
         );
     }
 
-    /// The sum of a metric over all its labels.
+    /// The sum of a metric over all its labels, or what it is for those that are named with it.
     pub async fn metric(&self, name: &str) -> Result<u64, String> {
         let (_, page) = ask::get(self.health, "/metrics").await?;
         let ours = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
@@ -175,6 +176,12 @@ pub async fn prepare(host: &Host) {
     let [ip4, ip6] = SERVICES;
     let up = run(host, &["capture", "up", "--services", ip4, "--services", ip6], None).await;
     up.unwrap_or_else(|error| panic!("the Pod is not prepared: {error}"));
+}
+
+/// Undoes that.
+pub async fn unprepare(host: &Host) {
+    let down = run(host, &["capture", "down"], None).await;
+    down.unwrap_or_else(|error| panic!("it is not undone: {error}"));
 }
 
 fn arguments() -> [String; 10] {

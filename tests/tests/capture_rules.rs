@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, Socket, Type};
-use tests::captor::{ALIVE, DROP, RANGES, REFUSE, SERVE, SERVICE, SIDECAR, service};
+use tests::captor::{DROP, PASS, RANGES, REFUSE, SERVE, SERVICE, SIDECAR, SIGNALS, service};
 use tests::inside::{Client, ROOT, connect, send, within};
 use tests::{Cluster, Host, SOON, Stand, World, remora, wait_until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -20,6 +20,7 @@ tests::tests! {
     connections_live_on_while_the_heartbeat_lapses_and_returns,
     a_half_closed_connection_that_passed_lives_on,
     running_connections_survive_up,
+    what_is_not_served_is_left_to_the_node,
     a_refused_port_resets_a_dropped_one_is_silent_and_both_come_back,
     nothing_is_refused_without_a_living_sidecar,
     only_the_sidecars_user_gives_signals_and_none_leaves,
@@ -120,7 +121,6 @@ async fn new_connections_are_captured_as_long_as_the_heartbeat_lasts(world: Worl
     assert_eq!(stand.who(80).await, NODE);
     let heartbeat = stand.heartbeat().await;
     assert_eq!(stand.who(80).await, captor(80));
-    assert_eq!(stand.who(12345).await, captor(12345), "every port, also one that the node does not serve");
     let last = Instant::now();
     stand.lapse(heartbeat).await;
     assert!(last.elapsed() < Duration::from_secs(5), "{:?}", last.elapsed());
@@ -215,6 +215,29 @@ async fn running_connections_survive_up(world: World) {
     all_echo(&mut captured).await;
 }
 
+async fn what_is_not_served_is_left_to_the_node(world: World) {
+    let stand = Stand::new(&world).await;
+    stand.up(&[]).await;
+    let _captor = stand.captor();
+    let _heartbeat = stand.heartbeat().await;
+    stand.wait_shown("served", 2).await;
+    for to in service(82) {
+        let error =
+            connect(&stand.pod, ROOT, to).await.expect_err("the node does not serve this port either");
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{to}: {error}");
+    }
+    stand.signal(SERVE, 82);
+    assert_eq!(stand.who(82).await, captor(82));
+    let mut captured = stand.clients(80).await;
+    stand.signal(PASS, 80);
+    let mut passed = stand.clients(80).await;
+    assert!(passed.iter().all(|client| client.who == "node"));
+    stand.signal(SERVE, 80);
+    assert_eq!(stand.who(80).await, captor(80));
+    all_echo(&mut captured).await;
+    all_echo(&mut passed).await;
+}
+
 async fn a_refused_port_resets_a_dropped_one_is_silent_and_both_come_back(world: World) {
     let stand = Stand::new(&world).await;
     stand.up(&[]).await;
@@ -233,6 +256,7 @@ async fn a_refused_port_resets_a_dropped_one_is_silent_and_both_come_back(world:
         let outcome = tokio::time::timeout(patience, connect(&stand.pod, ROOT, to)).await;
         assert!(outcome.is_err(), "{to}: {outcome:?}");
     }
+    stand.signal(SERVE, 82);
     assert_eq!(stand.who(82).await, captor(82), "another port is served");
     all_echo(&mut before).await;
     stand.signal(DROP, 80);
@@ -267,24 +291,25 @@ async fn only_the_sidecars_user_gives_signals_and_none_leaves(world: World) {
     });
     stand.up(&[]).await;
     for user in [ROOT, SIDECAR + 1] {
-        for dscp in [ALIVE, REFUSE, DROP, SERVE] {
+        for dscp in SIGNALS {
             for to in service(80) {
                 send(&stand.pod, user, to, dscp).expect("an ordinary datagram");
             }
         }
     }
     for (family, socket) in heard.iter().enumerate() {
-        for number in 0..8 {
+        let all = 2 * SIGNALS.len();
+        for number in 0..all {
             wait_until(SOON, "ordinary datagrams arrive", async || {
-                socket.recv(&mut [0; 8]).map_err(|error| format!("{number} of 8, then {error}"))
+                socket.recv(&mut [0; 8]).map_err(|error| format!("{number} of {all}, then {error}"))
             })
             .await;
         }
         let shown = stand.show(family).await;
-        let states = ["alive", "refused", "dropped"].map(|field| shown[field].clone());
-        assert_eq!(states, [json!(false), json!(0), json!(0)]);
+        let states = ["alive", "served", "refused", "dropped"].map(|field| shown[field].clone());
+        assert_eq!(states, [json!(false), json!(0), json!(0), json!(0)]);
     }
-    for dscp in [ALIVE, REFUSE, DROP, SERVE] {
+    for dscp in SIGNALS {
         stand.signal(dscp, 80);
     }
     for to in service(80) {

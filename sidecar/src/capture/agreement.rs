@@ -38,8 +38,8 @@ pub const TABLE: &str = "remora";
 pub const ALIVE_LASTS: Duration = Duration::from_secs(3);
 /// How often [`Signal::Alive`] is to be sent, to each captured family.
 pub const ALIVE_EVERY: Duration = Duration::from_secs(1);
-/// How long a [`Signal::Refuse`] or [`Signal::Drop`] holds without another one.
-pub const VERDICT_LASTS: Duration = Duration::from_secs(90);
+/// How long a [`Signal::Serve`], [`Signal::Refuse`] or [`Signal::Drop`] holds without another one.
+pub const VERDICT_LASTS: Duration = Duration::from_secs(180);
 /// How long a flow that is not captured is remembered after its last packet.
 pub const PASSED_LASTS: Duration = Duration::from_secs(24 * 60 * 60);
 /// The same after its client has said that it will send no more.
@@ -49,6 +49,8 @@ pub const CLOSING_LASTS: Duration = Duration::from_secs(10 * 60);
 pub const ALIVE_SET: &str = "alive";
 /// Without the family's number, 4 or 6: the sets of what is captured.
 pub const SERVICES_SET: &str = "services";
+/// Address and port of Service ports whose connections are captured.
+pub const SERVED_SET: &str = "served";
 /// Address and port of refused Service ports.
 pub const REFUSED_SET: &str = "refused";
 /// Address and port of Service ports whose connections are dropped.
@@ -64,17 +66,20 @@ pub const CLOSING_SET: &str = "closing";
 pub enum Signal {
     /// Here is somebody who takes connections; holds for [`ALIVE_LASTS`]. Address and port do not matter.
     Alive,
-    /// Refuse new connections to this address and port; holds for [`VERDICT_LASTS`]. Replaces [`Self::Drop`].
-    Refuse,
-    /// Drop new connections to this address and port; holds for [`VERDICT_LASTS`]. Replaces [`Self::Refuse`].
-    Drop,
-    /// Neither refuse nor drop new connections to this address and port any more.
+    /// Capture new connections to this address and port; holds for [`VERDICT_LASTS`], as the next two do. The last of
+    /// the four that was said of a place counts.
     Serve,
+    /// Refuse new connections to this address and port.
+    Refuse,
+    /// Drop new connections to this address and port.
+    Drop,
+    /// Leave new connections to this address and port to the node, as if nothing had been said of them.
+    Pass,
 }
 
 impl Signal {
     /// Every signal.
-    pub const ALL: [Self; 4] = [Self::Alive, Self::Refuse, Self::Drop, Self::Serve];
+    pub const ALL: [Self; 5] = [Self::Alive, Self::Serve, Self::Refuse, Self::Drop, Self::Pass];
 
     /// The six bits by which the rules know it: the upper ones of IPv4's type of service (`IP_TOS`) and of IPv6's
     /// traffic class (`IPV6_TCLASS`), so both options take this times four.
@@ -84,6 +89,7 @@ impl Signal {
             Self::Refuse => 0x2a,
             Self::Drop => 0x2d,
             Self::Serve => 0x2b,
+            Self::Pass => 0x29,
         }
     }
 }
@@ -96,7 +102,7 @@ mod tests {
     fn the_signals_are_neighbours_so_that_one_rule_drops_them_all() {
         let mut dscp = Signal::ALL.map(Signal::dscp);
         dscp.sort();
-        assert_eq!(dscp, [0x2a, 0x2b, 0x2c, 0x2d]);
+        assert_eq!(dscp, [0x29, 0x2a, 0x2b, 0x2c, 0x2d]);
     }
 
     #[test]

@@ -8,7 +8,8 @@ use std::ops::RangeInclusive;
 use serde::Serialize;
 
 use super::agreement::{
-    CLOSING_SET, DROPPED_SET, MARK, MARK_MASK, PASSED_SET, REFUSED_SET, ROUTING_TABLE, RULE_PREFERENCE, TABLE,
+    CLOSING_SET, DROPPED_SET, MARK, MARK_MASK, PASSED_SET, REFUSED_SET, ROUTING_TABLE, RULE_PREFERENCE,
+    SERVED_SET, TABLE,
 };
 use super::family::Family;
 use super::kernel::Installed;
@@ -45,6 +46,8 @@ pub struct FamilyReport {
     pub routed: bool,
     /// Whether a sidecar takes connections.
     pub alive: bool,
+    /// Service ports whose connections are captured.
+    pub served: usize,
     /// Service ports that are refused.
     pub refused: usize,
     /// Service ports whose connections are dropped.
@@ -68,6 +71,7 @@ impl Report {
             skip_subnets: ranges(family, &plan.skip_subnets),
             routed: installed.is_routed(family),
             alive: installed.alive(family),
+            served: installed.count(SERVED_SET, family),
             refused: installed.count(REFUSED_SET, family),
             dropped: installed.count(DROPPED_SET, family),
             passed: installed.count(PASSED_SET, family),
@@ -153,8 +157,8 @@ impl FamilyReport {
         writeln!(text, "  sidecar alive: {alive}")?;
         writeln!(
             text,
-            "  Service ports refused: {}, dropped: {}; connections let pass: {}, closing: {}",
-            self.refused, self.dropped, self.passed, self.closing
+            "  Service ports captured: {}, refused: {}, dropped: {}; connections let pass: {}, closing: {}",
+            self.served, self.refused, self.dropped, self.passed, self.closing
         )?;
         if !self.routed {
             writeln!(text, "  its routing rule or route is missing: run `remora capture up` again")?;

@@ -6,8 +6,8 @@
 //!        ─▶ ipv4, ipv6 ─▶ signals of the sidecar's user ─▶ sets; dropped
 //!                      ─▶ not TCP, skipped: untouched
 //!                      ─▶ first packet (SYN) ─▶ opening ─▶ the sidecar's own, or not alive ─▶ leaving: remembered
-//!                      │                                ─▶ refused: reset; dropped: gone
-//!                      │                                ─▶ take: marked, hence rerouted to lo
+//!                      │                                ─▶ served ─▶ take: marked, hence rerouted to lo
+//!                      │                                ─▶ refused: reset; dropped: gone; any other ─▶ leaving
 //!                      ─▶ remembered flow ─▶ passing, ending: untouched
 //!                      ─▶ any other later packet ─▶ take
 //! prerouting ─▶ marked and from lo ─▶ the sidecar's listener; its absence drops the first packet of a connection
@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use super::agreement::{
     ALIVE_LASTS, ALIVE_SET, CLOSING_LASTS, CLOSING_SET, DROPPED_SET, LISTENER_V4, LISTENER_V6, MARK,
-    PASSED_LASTS, PASSED_SET, PORT, REFUSED_SET, SERVICES_SET, Signal, VERDICT_LASTS,
+    PASSED_LASTS, PASSED_SET, PORT, REFUSED_SET, SERVED_SET, SERVICES_SET, Signal, VERDICT_LASTS,
 };
 use super::expression::{
     ACK, Change, Comparison, Expression, FIN, FIRST, Fact, RST, SYN, TCP, UDP, Verdict, destination_in, dscp,
@@ -179,54 +179,50 @@ fn captured(family: Family, plan: &Plan) -> Chain {
 }
 
 fn signals(family: Family) -> Chain {
-    let [refused, dropped] = [REFUSED_SET, DROPPED_SET].map(|set| named(set, family));
     let is = |signal: Signal| dscp(family, signal.dscp(), signal.dscp());
-    let change = |change, set: &str| Expression::Change(change, set.to_owned());
+    let places = [(Signal::Serve, SERVED_SET), (Signal::Refuse, REFUSED_SET), (Signal::Drop, DROPPED_SET)];
+    // Leaves a place in one set at most.
+    let move_to = |kept: Option<&str>| {
+        let change = |change, set| Expression::Change(change, named(set, family));
+        let gone = places.iter().filter(|(_, set)| Some(*set) != kept);
+        let mut changes: Vec<Expression> = gone.map(|(_, set)| change(Change::Delete, *set)).collect();
+        changes.extend(kept.map(|set| change(Change::Update, set)));
+        changes
+    };
+    let seconds = VERDICT_LASTS.as_secs();
+    let mut rules = vec![Rule::new(
+        format!(
+            "DSCP {:#04x}: the sidecar is alive, for the next {} s",
+            Signal::Alive.dscp(),
+            ALIVE_LASTS.as_secs()
+        ),
+        [
+            &is(Signal::Alive)[..],
+            &[
+                Expression::Meta(Fact::Family, FIRST),
+                Expression::Change(Change::Update, ALIVE_SET.to_owned()),
+            ],
+        ],
+    )];
+    rules.extend(places.map(|(signal, set)| {
+        Rule::new(
+            format!("DSCP {:#04x}: this address and port is {set}, for {seconds} s", signal.dscp()),
+            [&is(signal)[..], &place(family), &move_to(Some(set))],
+        )
+    }));
     let (lowest, highest) = Signal::ALL.iter().fold((u8::MAX, 0), |(lowest, highest), signal| {
         (signal.dscp().min(lowest), signal.dscp().max(highest))
     });
-    let seconds = VERDICT_LASTS.as_secs();
-    let rules = vec![
+    rules.extend([
         Rule::new(
-            format!(
-                "DSCP {:#04x}: the sidecar is alive, for the next {} s",
-                Signal::Alive.dscp(),
-                ALIVE_LASTS.as_secs()
-            ),
-            [
-                &is(Signal::Alive)[..],
-                &[Expression::Meta(Fact::Family, FIRST), change(Change::Update, ALIVE_SET)],
-            ],
-        ),
-        Rule::new(
-            format!("DSCP {:#04x}: refuse this address and port, for {seconds} s", Signal::Refuse.dscp()),
-            [
-                &is(Signal::Refuse)[..],
-                &place(family),
-                &[change(Change::Delete, &dropped), change(Change::Update, &refused)],
-            ],
-        ),
-        Rule::new(
-            format!("DSCP {:#04x}: drop this address and port, for {seconds} s", Signal::Drop.dscp()),
-            [
-                &is(Signal::Drop)[..],
-                &place(family),
-                &[change(Change::Delete, &refused), change(Change::Update, &dropped)],
-            ],
-        ),
-        Rule::new(
-            format!("DSCP {:#04x}: serve this address and port again", Signal::Serve.dscp()),
-            [
-                &is(Signal::Serve)[..],
-                &place(family),
-                &[change(Change::Delete, &refused), change(Change::Delete, &dropped)],
-            ],
+            format!("DSCP {:#04x}: this address and port is none of these any more", Signal::Pass.dscp()),
+            [&is(Signal::Pass)[..], &place(family), &move_to(None)],
         ),
         Rule::new(
             "a signal never leaves",
             [&dscp(family, lowest, highest)[..], &[Expression::Verdict(Verdict::Drop)]],
         ),
-    ];
+    ]);
     Chain { name: named("signals", family), hook: None, rules }
 }
 
@@ -257,14 +253,21 @@ fn opening(family: Family, sidecar: u32) -> Chain {
             [&flow(family)[..], &[forget(PASSED_SET), forget(CLOSING_SET)]],
         ),
         Rule::new(
-            "a Service port that the sidecar refuses answers with a reset",
+            "a Service port that the sidecar serves is captured",
+            [&in_set(&place(family), SERVED_SET)[..], &[goto("take")]],
+        ),
+        Rule::new(
+            "one that it refuses answers with a reset",
             [&in_set(&place(family), REFUSED_SET)[..], &[Expression::Reset]],
         ),
         Rule::new(
-            "one that the sidecar drops does not answer",
+            "one that it drops does not answer",
             [&in_set(&place(family), DROPPED_SET)[..], &[Expression::Verdict(Verdict::Drop)]],
         ),
-        Rule::new("every other one is captured", [&[goto("take")][..]]),
+        Rule::new(
+            format!("any other address and port is the node's business: see chain {leaving}"),
+            [&[goto(&leaving)][..]],
+        ),
     ];
     Chain { name: named("opening", family), hook: None, rules }
 }

@@ -5,7 +5,7 @@
 //! |---|---|---|
 //! | `services4`, `services6`, `skip_ports`, `skip_subnets4`, `skip_subnets6` | address or port | `up` |
 //! | `alive` | IP family | signals |
-//! | `refused4`, `dropped4`, and 6 | address, port | signals |
+//! | `served4`, `refused4`, `dropped4`, and 6 | address, port | signals |
 //! | `passed4`, `closing4`, and 6 | source port, address, port | packets that pass, and `up` |
 //! | `probed4`, and 6 | source port, address, port | the probe of `up` |
 //! | `arriving4`, and 6; only while `up` runs | address | `up` |
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use super::agreement::{
     ALIVE_LASTS, ALIVE_SET, CLOSING_LASTS, CLOSING_SET, DROPPED_SET, PASSED_LASTS, PASSED_SET, REFUSED_SET,
-    SERVICES_SET, VERDICT_LASTS,
+    SERVED_SET, SERVICES_SET, VERDICT_LASTS,
 };
 use super::family::Family;
 use super::plan::{Bound, Plan, address_bounds, port_bounds};
@@ -34,8 +34,8 @@ const FLOWS_MOST: u32 = 1 << 20;
 /// Families that can be alive at once. There are two, but one that has lapsed takes its place until the kernel finds
 /// time to sweep, and it must be able to come back at once.
 const FAMILIES_MOST: u32 = 64;
-/// Service ports that can be refused or dropped at once.
-const PORTS_MOST: u32 = 1 << 16;
+/// Service ports of which something can be said at once; those that come after are left to the node.
+const PORTS_MOST: u32 = 1 << 18;
 
 /// The numbers by which nft knows what a key is made of.
 const DATATYPE_FAMILY: u32 = 2;
@@ -86,6 +86,7 @@ pub(super) fn sets(plan: &Plan) -> Vec<Set> {
         sets.extend([
             addresses(SERVICES_SET, family, &plan.services),
             addresses(SKIP_SUBNETS_SET, family, &plan.skip_subnets),
+            places(SERVED_SET, family),
             places(REFUSED_SET, family),
             places(DROPPED_SET, family),
             flows(PASSED_SET, family, PASSED_LASTS),

@@ -38,6 +38,9 @@ const DELETE_ELEMENT: u16 = 14;
 /// Flags of a set.
 const INTERVAL: u32 = 0x04;
 const TIMEOUT: u32 = 0x10;
+/// Milliseconds between two sweeps of what has faded in a set, which hold nothing by then. The kernel's own second
+/// would have it walk over every Service port of the cluster again and again, in every Pod.
+const SWEEP: u32 = 30_000;
 const DYNAMIC: u32 = 0x20;
 
 /// Elements in a message; an attribute holds 64 KiB.
@@ -94,9 +97,10 @@ pub(super) fn make_set(set: &Set) -> Step {
         named_set(&set.name).number(3, flags(set)).number(4, set.datatype).number(5, length).number(10, 1);
     let attributes = match &set.contents {
         Contents::Fixed(_) => attributes,
-        Contents::Moving(lasts, most) => {
-            attributes.nested(9, Attributes::default().number(1, *most)).bytes(11, &milliseconds(*lasts))
-        }
+        Contents::Moving(lasts, most) => attributes
+            .nested(9, Attributes::default().number(1, *most))
+            .bytes(11, &milliseconds(*lasts))
+            .number(12, SWEEP),
     };
     step("a set", NEW_SET, CREATE, attributes)
 }

@@ -1,82 +1,65 @@
-//! Which Service ports refuse or drop every connection, from one table to the next. In: tables. Out: what to signal.
-//! Never sends anything.
+//! What becomes of new connections to each Service port, and what differs between two tables. In: tables. Out: what to
+//! signal. Never sends anything, and keeps nothing: the tables say it all.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::time::Instant;
 
 use selection::{
     Destination, Draw, Flow, Path, Protocol, Question, Seed, ServicePort, Table, Tallies, Tried, Verdict,
 };
 
-use crate::capture::agreement::{Signal, VERDICT_LASTS};
+use crate::capture::agreement::Signal;
 
-/// Ports that are remembered because the node refused them; more of them are refused one by one.
-const REFUSED_MOST: usize = 256;
-
-/// Every verdict that holds.
-#[derive(Debug, Default)]
-pub(super) struct Verdicts {
-    /// Those of Service ports, until a table says otherwise.
-    ports: HashMap<SocketAddr, Signal>,
-    /// Ports that a Service does not have, at its address, and when the node refused a connection there.
-    refused: HashMap<SocketAddr, Instant>,
+/// A place of which something else is to be said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Turn {
+    pub(super) address: SocketAddr,
+    /// What was said of it.
+    pub(super) before: Signal,
+    /// What is to be said.
+    pub(super) signal: Signal,
 }
 
-impl Verdicts {
-    /// What to signal after the node refused a captured connection to `address`. Where the table knows the Service of
-    /// that address, and no such port of it, it will refuse the next one too, and better in `connect()` itself.
-    pub(super) fn node_refused(&mut self, address: SocketAddr, table: &Table) -> Option<Signal> {
-        self.refused.retain(|_, at| at.elapsed() < VERDICT_LASTS);
-        let destination = Destination::new(address, Protocol::Tcp);
-        let lacks_port = || table.all().any(|port| port.cluster_ip == destination.ip);
-        if self.refused.len() >= REFUSED_MOST || table.at(&destination).is_some() || !lacks_port() {
-            return None;
-        }
-        self.refused.insert(address, Instant::now());
-        Some(Signal::Refuse)
-    }
-
-    /// What to signal now that `table` follows `earlier`. Looks at what may differ, not at everything.
-    pub(super) fn change(&mut self, earlier: &Table, table: &Table) -> Vec<(SocketAddr, Signal)> {
-        let old: HashMap<_, _> = earlier.differing(table).filter_map(|port| verdict(port)).collect();
-        let new: HashMap<_, _> = table.differing(earlier).filter_map(|port| verdict(port)).collect();
-        let mut changes = Vec::new();
-        self.refused.retain(|address, at| {
-            let is_served = table.at(&Destination::new(*address, Protocol::Tcp)).is_some();
-            if is_served {
-                changes.push((*address, Signal::Serve));
-            }
-            !is_served && at.elapsed() < VERDICT_LASTS
-        });
-        for address in old.keys().filter(|address| !new.contains_key(address)) {
-            self.ports.remove(address);
-            changes.push((*address, Signal::Serve));
-        }
-        for (address, signal) in new {
-            if self.ports.insert(address, signal) != Some(signal) {
-                changes.push((address, signal));
-            }
-        }
-        changes
-    }
-
-    /// All that hold, to be said again.
-    pub(super) fn all(&self) -> impl Iterator<Item = (SocketAddr, Signal)> {
-        self.ports.iter().map(|(address, signal)| (*address, *signal))
-    }
+/// All that `table` says, each place once.
+pub(super) fn all(table: &Table) -> impl Iterator<Item = (SocketAddr, Signal)> + '_ {
+    let claimed = table.all().flat_map(|port| places(port).filter(|place| claims(table, port, place)));
+    claimed.map(|place| (place.into(), signal(table, &place)))
 }
 
-/// What every connection of this Pod to the `ClusterIP` of `port` comes to, if nobody serves them. The pick says it;
-/// without endpoints it depends on nothing else.
-fn verdict(port: &ServicePort) -> Option<(SocketAddr, Signal)> {
-    if port.id.protocol != Protocol::Tcp {
-        return None;
+/// What is to be said now that `table` follows `earlier`. Looks at what may differ, not at everything.
+pub(super) fn turns(earlier: &Table, table: &Table) -> Vec<Turn> {
+    let differing = earlier.differing(table).chain(table.differing(earlier));
+    let places: HashSet<Destination> = differing.flat_map(|port| places(port)).collect();
+    let turns = places.into_iter().map(|place| Turn {
+        address: place.into(),
+        before: signal(earlier, &place),
+        signal: signal(table, &place),
+    });
+    turns.filter(|turn| turn.before != turn.signal).collect()
+}
+
+/// Where a Pod may dial `port` by TCP, but for the nodes, which are never captured.
+fn places(port: &ServicePort) -> impl Iterator<Item = Destination> + '_ {
+    let is_ours =
+        |(place, path): &(Destination, Path)| place.protocol == Protocol::Tcp && *path != Path::NodePort;
+    port.destinations().filter(is_ours).map(|(place, _)| place)
+}
+
+/// `port` is the one that has `place`, if more than one claim it.
+fn claims(table: &Table, port: &ServicePort, place: &Destination) -> bool {
+    table.at(place).is_some_and(|(_, claimant)| std::ptr::eq(&raw const **claimant, port))
+}
+
+/// What every connection of this Pod to `place` comes to. The pick says it: without endpoints it depends on nothing but
+/// who may use a load balancer, and that is for the connection itself to find out.
+fn signal(table: &Table, place: &Destination) -> Signal {
+    let Some((path, port)) = table.at(place) else { return Signal::Pass };
+    if path == Path::LoadBalancer && !port.source_ranges.is_empty() {
+        return Signal::Serve;
     }
-    let address = SocketAddr::new(port.cluster_ip, port.port);
-    let flow = Flow { client: address, inside: true };
+    let flow = Flow { client: (*place).into(), inside: true };
     let question = Question {
-        path: Path::ClusterIp,
+        path,
         flow,
         draw: Draw::new(&Seed(0, 0), &flow, 0),
         now: 0,
@@ -84,9 +67,9 @@ fn verdict(port: &ServicePort) -> Option<(SocketAddr, Signal)> {
         tried: &Tried::default(),
     };
     match selection::pick(port, &question, &Tallies) {
-        Verdict::Endpoint(..) => None,
-        Verdict::Refuse => Some((address, Signal::Refuse)),
-        Verdict::Drop => Some((address, Signal::Drop)),
+        Verdict::Endpoint(..) => Signal::Serve,
+        Verdict::Refuse => Signal::Refuse,
+        Verdict::Drop => Signal::Drop,
     }
 }
 
@@ -150,59 +133,81 @@ mod tests {
         SocketAddr::from(([10, 96, 0, number], 80))
     }
 
-    #[test]
-    fn a_service_without_endpoints_is_refused_and_one_without_local_endpoints_dropped_until_they_are_served()
-    {
-        let (cluster, local) = (service(1, false), service(2, true));
-        let mut verdicts = Verdicts::default();
-        let empty = Table::default();
-        let first = empty.with(&[change(&cluster, false), change(&local, true)]);
-        let mut said = verdicts.change(&empty, &first);
+    /// What is to be said, in the order of addresses.
+    fn said(earlier: &Table, table: &Table) -> Vec<(SocketAddr, Signal)> {
+        let mut said: Vec<_> =
+            turns(earlier, table).into_iter().map(|turn| (turn.address, turn.signal)).collect();
         said.sort_by_key(|(address, _)| *address);
-        assert_eq!(said, [(at(1), Signal::Refuse), (at(2), Signal::Drop)]);
-        assert_eq!(verdicts.all().count(), 2);
+        said
+    }
 
-        let second = first.with(&[change(&cluster, true)]);
-        assert_eq!(verdicts.change(&first, &second), [(at(1), Signal::Serve)]);
-        assert_eq!(verdicts.all().collect::<Vec<_>>(), [(at(2), Signal::Drop)]);
-
-        let third = second.with(&[change(&local, false)]);
-        assert_eq!(verdicts.change(&second, &third), [(at(2), Signal::Refuse)]);
-
-        let gone = third.with(&[Change { service: local.name.clone(), ports: Vec::new() }]);
-        assert_eq!(verdicts.change(&third, &gone), [(at(2), Signal::Serve)]);
-        assert_eq!(verdicts.all().count(), 0);
+    fn all_of(table: &Table) -> Vec<(SocketAddr, Signal)> {
+        let mut said: Vec<_> = all(table).collect();
+        said.sort_by_key(|(address, _)| *address);
+        said
     }
 
     #[test]
-    fn a_port_that_a_service_lacks_is_refused_once_the_node_did_and_served_once_it_has_it() {
-        let web = service(1, false);
-        let mut verdicts = Verdicts::default();
+    fn a_port_is_served_refused_or_dropped_as_its_endpoints_are_and_passes_when_it_is_gone() {
+        let (cluster, local) = (service(1, false), service(2, true));
         let empty = Table::default();
-        let table = empty.with(&[change(&web, true)]);
-        assert_eq!(verdicts.change(&empty, &table), []);
-        let (lacking, unknown) =
-            (SocketAddr::from(([10, 96, 0, 1], 81)), SocketAddr::from(([10, 96, 0, 9], 80)));
-        assert_eq!(verdicts.node_refused(lacking, &table), Some(Signal::Refuse));
-        assert_eq!(verdicts.node_refused(unknown, &table), None, "it may be somebody else's Service");
-        assert_eq!(verdicts.node_refused(at(1), &table), None, "the table knows better");
-        assert_eq!(verdicts.all().count(), 0, "nothing says that it stays so");
+        let first = empty.with(&[change(&cluster, false), change(&local, true)]);
+        assert_eq!(said(&empty, &first), [(at(1), Signal::Refuse), (at(2), Signal::Drop)]);
+        assert_eq!(all_of(&first), said(&empty, &first));
 
-        let mut more = web.clone();
-        more.ports = Box::new([Port { name: "p".into(), protocol: Protocol::Tcp, port: 81, node_port: 0 }]);
-        let next = table.with(&[change(&more, true)]);
-        assert_eq!(verdicts.change(&table, &next), [(lacking, Signal::Serve)]);
-        assert_eq!(verdicts.change(&table, &next), [], "once is enough");
+        let second = first.with(&[change(&cluster, true)]);
+        assert_eq!(said(&first, &second), [(at(1), Signal::Serve)]);
+        assert_eq!(all_of(&second), [(at(1), Signal::Serve), (at(2), Signal::Drop)]);
+        assert_eq!(turns(&first, &second)[0].before, Signal::Refuse);
+
+        let third = second.with(&[change(&local, false)]);
+        assert_eq!(said(&second, &third), [(at(2), Signal::Refuse)]);
+
+        let gone = third.with(&[Change { service: local.name.clone(), ports: Vec::new() }]);
+        assert_eq!(said(&third, &gone), [(at(2), Signal::Pass)]);
+        assert_eq!(all_of(&gone), [(at(1), Signal::Serve)]);
+    }
+
+    #[test]
+    fn a_place_that_two_claim_is_said_once_and_stays_when_one_of_them_goes() {
+        let with_external = |number| {
+            let ips: Box<[_]> = Box::new([[203, 0, 113, 1].into()]);
+            Service { external_ips: ips, ..service(number, false) }
+        };
+        let (one, two) = (with_external(1), with_external(2));
+        let external = SocketAddr::from(([203, 0, 113, 1], 80));
+        let empty = Table::default();
+        let both = empty.with(&[change(&one, true), change(&two, false)]);
+        let of_both = [(at(1), Signal::Serve), (at(2), Signal::Refuse), (external, Signal::Serve)];
+        assert_eq!(said(&empty, &both), of_both);
+        assert_eq!(all_of(&both), of_both);
+
+        let second = both.with(&[Change { service: one.name.clone(), ports: Vec::new() }]);
+        assert_eq!(said(&both, &second), [(at(1), Signal::Pass), (external, Signal::Refuse)]);
+        let neither = second.with(&[Change { service: two.name.clone(), ports: Vec::new() }]);
+        assert_eq!(said(&second, &neither), [(at(2), Signal::Pass), (external, Signal::Pass)]);
+    }
+
+    #[test]
+    fn who_may_use_a_load_balancer_is_for_the_connection_to_find_out() {
+        let mut web = service(1, false);
+        web.kind = Kind::LoadBalancer;
+        web.load_balancer_vips = Box::new([[203, 0, 113, 1].into()]);
+        web.source_ranges = Box::new(["10.0.0.0/8".parse().unwrap()]);
+        let empty = Table::default();
+        let table = empty.with(&[change(&web, false)]);
+        let vip = SocketAddr::from(([203, 0, 113, 1], 80));
+        assert_eq!(said(&empty, &table), [(at(1), Signal::Refuse), (vip, Signal::Serve)]);
     }
 
     #[test]
     fn a_change_of_one_service_says_nothing_of_the_others() {
         let services: Vec<Service> = (1..=200).map(|number| service(number, false)).collect();
-        let all: Vec<Change> = services.iter().map(|service| change(service, false)).collect();
-        let (empty, mut verdicts) = (Table::default(), Verdicts::default());
-        let first = empty.with(&all);
-        assert_eq!(verdicts.change(&empty, &first).len(), 200);
+        let changes: Vec<Change> = services.iter().map(|service| change(service, false)).collect();
+        let empty = Table::default();
+        let first = empty.with(&changes);
+        assert_eq!(turns(&empty, &first).len(), 200);
         let second = first.with(&[change(&services[6], true)]);
-        assert_eq!(verdicts.change(&first, &second), [(at(7), Signal::Serve)]);
+        assert_eq!(said(&first, &second), [(at(7), Signal::Serve)]);
     }
 }

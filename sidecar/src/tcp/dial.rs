@@ -48,13 +48,6 @@ pub(super) async fn dial(client: &Socket, spare: Spare, account: &mut Account) -
             Err(Missed::ClientGone) => return Err(End::ClientGone),
             Err(Missed::Failed(failure)) => {
                 tried.add(address);
-                if is_only
-                    && failure == Failure::Refused
-                    && let Some(refusals) = &account.worker.settings.refusals
-                {
-                    // Who has more of them waiting than it wants to know can do without this one.
-                    let _ = refusals.try_send(address);
-                }
                 if is_only || failure == Failure::Descriptors || tried.count() >= most {
                     return Err(End::Failed(failure));
                 }

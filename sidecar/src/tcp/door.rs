@@ -1,12 +1,13 @@
 //! Where connections come in, and how the Service port that each of them means is found. In: a listener. Out:
 //! accepted sockets, and where their clients wanted to go. Never picks an endpoint.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
@@ -17,6 +18,9 @@ use super::Entrance;
 use super::socket::Socket;
 use crate::traffic::{Counters, Label, Traffic};
 
+/// How often at most a door says that descriptors are lacking.
+const WARN_EVERY: Duration = Duration::from_secs(60);
+
 /// One listener of one data thread. Owning one means that clients can connect.
 #[derive(Debug)]
 pub(super) struct Door {
@@ -25,6 +29,8 @@ pub(super) struct Door {
     /// Of what has no Service port: connections that could not be taken, captured ones that pass.
     pub(super) ledger: Rc<Ledger>,
     captures: Option<Captures>,
+    /// When it was last said that descriptors are lacking.
+    warned: Cell<Option<Instant>>,
 }
 
 /// A door for whatever address the client dialled.
@@ -86,7 +92,20 @@ impl Door {
             }
         };
         let ledger = Ledger::new(Label { service, port: port.into() }, traffic);
-        Self { family: Family::of(&entrance.address().ip()), ledger, captures }
+        Self { family: Family::of(&entrance.address().ip()), ledger, captures, warned: Cell::new(None) }
+    }
+
+    /// There is no descriptor or memory for a connection: counts it, and says so from time to time.
+    pub(super) fn exhausted(&self, errno: Errno) {
+        self.ledger.counters.exhausted();
+        if self.warned.get().is_none_or(|at| at.elapsed() >= WARN_EVERY) {
+            self.warned.set(Some(Instant::now()));
+            tracing::warn!(
+                service = self.ledger.label.service(),
+                error = %errno,
+                "cannot take connections: they are refused until others end; raise the limit on open files",
+            );
+        }
     }
 
     /// Where a connection that was taken here is to go.

@@ -61,6 +61,12 @@ impl Spare {
     }
 }
 
+/// Whether one more connection could begin now.
+pub(super) fn has_room(end: RawFd) -> bool {
+    let spare = || Spare::new(Family::V4, end);
+    spare().is_ok_and(|_client| spare().is_ok())
+}
+
 impl Socket {
     /// A connected or accepted socket, which does not block.
     pub(super) fn new(fd: OwnedFd) -> Self {

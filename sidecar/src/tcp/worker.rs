@@ -5,7 +5,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -118,43 +118,24 @@ async fn serve(plan: Plan, serving: impl FnOnce()) -> io::Result<usize> {
 
 /// Takes the connections of one door until the stage ends that.
 async fn attend(worker: Rc<Worker>, door: Rc<Door>, listener: Watched, mut stage: watch::Receiver<Stage>) {
-    let mut first = None;
-    let mut resting = false;
     loop {
-        match burst(&worker, &door, &listener, &mut first) {
-            Burst::More => {
-                resting = false;
-                yield_now().await;
-            }
-            Burst::Done => {
-                resting = false;
-                tokio::select! {
-                    ready = listener.readable() => match ready {
-                        Ok(mut guard) => guard.clear_ready(),
-                        Err(_) => return,
-                    },
-                    _ = stage.wait_for(|stage| *stage != Stage::Serving) => break,
-                }
-            }
-            Burst::Exhausted(errno) => {
-                door.ledger.counters.exhausted();
-                if !resting {
-                    tracing::warn!(
-                        service = door.ledger.label.service(),
-                        error = %errno,
-                        "cannot take connections: they wait until others end; raise the limit on open files",
-                    );
-                }
-                resting = true;
-                tokio::select! {
-                    () = sleep(REST) => {}
-                    _ = stage.wait_for(|stage| *stage != Stage::Serving) => break,
-                }
-            }
+        match burst(&worker, &door, &listener) {
+            Burst::More => yield_now().await,
+            Burst::Done => tokio::select! {
+                ready = listener.readable() => match ready {
+                    Ok(mut guard) => guard.clear_ready(),
+                    Err(_) => return,
+                },
+                _ = stage.wait_for(|stage| *stage != Stage::Serving) => break,
+            },
+            Burst::Exhausted => tokio::select! {
+                () = sleep(REST) => {}
+                _ = stage.wait_for(|stage| *stage != Stage::Serving) => break,
+            },
         }
     }
     // Closing the listener resets whoever waits at it, and they waited while they were welcome.
-    while matches!(burst(&worker, &door, &listener, &mut first), Burst::More) {}
+    while matches!(burst(&worker, &door, &listener), Burst::More) {}
 }
 
 enum Burst {
@@ -162,27 +143,20 @@ enum Burst {
     More,
     /// None waits.
     Done,
-    /// Some wait that cannot be taken.
-    Exhausted(rustix::io::Errno),
+    /// Some wait that cannot even be refused.
+    Exhausted,
 }
 
-/// Takes connections, `first` before any other: one that was taken before there was a descriptor for its
-/// endpoint's side. A connection begins with both descriptors, else those that are taken last would starve the
-/// others.
-fn burst(
-    worker: &Rc<Worker>,
-    door: &Rc<Door>,
-    listener: &Watched,
-    first: &mut Option<(Socket, SocketAddr)>,
-) -> Burst {
+/// Takes connections. One begins with both descriptors, else those that are taken last would starve the others.
+fn burst(worker: &Rc<Worker>, door: &Rc<Door>, listener: &Watched) -> Burst {
     for _ in 0..BURST {
-        let (client, address) = match first
-            .take()
-            .map_or_else(|| accept(listener), |(client, address)| Taken::Connection(client, address))
-        {
+        let (client, address) = match accept(listener) {
             Taken::Connection(client, address) => (client, address),
             Taken::Nobody => return Burst::Done,
-            Taken::Exhausted(errno) => return Burst::Exhausted(errno),
+            Taken::Exhausted(errno) => {
+                door.exhausted(errno);
+                return Burst::Exhausted;
+            }
         };
         if worker.is_full() {
             door.ledger.counters.limited();
@@ -196,8 +170,8 @@ fn burst(
                 spawn_local(connection(client, spare, account));
             }
             Err(errno) => {
-                *first = Some((client, address));
-                return Burst::Exhausted(errno);
+                door.ledger.counters.limited();
+                door.exhausted(errno);
             }
         }
     }

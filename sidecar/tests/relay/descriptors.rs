@@ -1,74 +1,161 @@
-//! A process without descriptors left: a child of the test, which limits itself and serves.
+//! A process without descriptors left: a child of the test, which serves with few.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Lines, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Command, Stdio};
+use std::process::{ChildStdout, Command, Stdio};
+use std::time::Instant;
 
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sidecar::tcp::Settings;
 
-use crate::world::{DEADLINE, World, eventually, named, patient, service};
+use crate::world::{World, eventually, named, patient, service};
 
 const CHILD: &str = "REMORA_TEST_FEW_DESCRIPTORS";
 
+/// More than are served at once.
+const CLIENTS: usize = 60;
+/// Descriptors that the child has to serve with: its threads and listeners take some, a connection two.
+const FEW: usize = 40;
+
 #[test]
-fn without_descriptors_clients_wait_and_are_served_once_others_have_ended() {
+fn without_descriptors_clients_are_refused_and_counted_and_served_once_others_have_ended() {
     if let Ok(endpoint) = std::env::var(CHILD) {
-        return serve(endpoint.parse().unwrap());
+        return serve_with_few(endpoint.parse().unwrap());
     }
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "--nocapture",
-            concat!(
-                "descriptors::",
-                "without_descriptors_clients_wait_and_are_served_once_others_have_ended"
-            ),
-        ])
-        .env(CHILD, named(b'a').to_string())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut output = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-    let mut said = |what: &str| {
-        let line = output.find_map(|line| Some(line.split_once(what)?.1.to_owned()));
-        line.unwrap_or_else(|| panic!("the child did not say {what:?}"))
-    };
-    let address: SocketAddr = said("serves on ").parse().unwrap();
+    let mut child = Child::start(concat!(
+        "descriptors::",
+        "without_descriptors_clients_are_refused_and_counted_and_served_once_others_have_ended"
+    ));
+    let address: SocketAddr = child.said("serves on ").parse().unwrap();
 
-    let mut clients: Vec<TcpStream> = (0..60).map(|_| TcpStream::connect(address).unwrap()).collect();
-    clients.iter_mut().for_each(|client| client.write_all(b"x").unwrap());
-    while !clients.is_empty() {
-        clients.iter().for_each(|client| client.set_nonblocking(true).unwrap());
-        let answered = |client: &TcpStream| client.peek(&mut [0]).is_ok();
-        eventually("another client is served", || {
-            clients.iter().any(answered).then_some(()).ok_or(format!("{} wait", clients.len()))
-        });
-        let served = clients.iter().position(answered).unwrap();
-        let mut client = clients.swap_remove(served);
-        client.set_nonblocking(false).unwrap();
-        patient(&client);
-        let mut bytes = [0; 2];
-        client.read_exact(&mut bytes).unwrap();
-        assert_eq!(&bytes, b"ax");
+    let mut clients: Vec<TcpStream> = (0..CLIENTS).map(|_| TcpStream::connect(address).unwrap()).collect();
+    // Whoever is refused already cannot send.
+    clients.iter_mut().for_each(|client| drop(client.write_all(b"x")));
+    let mut served: Vec<TcpStream> = clients.into_iter().filter_map(answered).collect();
+    assert!((4..=FEW / 2).contains(&served.len()), "{} were served", served.len());
+    for client in &mut served {
+        client.write_all(b"y").unwrap();
+        client.read_exact(&mut [0; 1]).expect("whoever is served stays so");
     }
+    let refused = CLIENTS - served.len();
+    drop(served);
+    eventually("others are served after that", || {
+        let mut client = TcpStream::connect(address).map_err(|error| error.to_string())?;
+        drop(client.write_all(b"x"));
+        answered(client).map(drop).ok_or("refused".to_owned())
+    });
 
-    drop(child.stdin.take());
-    let exhausted: u64 = said("exhausted ").parse().unwrap();
-    assert!(exhausted > 0, "the limit was met");
-    // Twenty tries a second for each thread; a busy loop makes a million.
-    assert!(exhausted < 20 * 4 * DEADLINE.as_secs(), "{exhausted} tries");
-    assert!(child.wait().unwrap().success());
+    child.go_on();
+    let counted = child.said("counted ");
+    let mut counted = counted.split_whitespace().map(|count| count.parse::<usize>().unwrap());
+    assert!(counted.all(|count| count >= refused), "{refused}");
+    child.end();
 }
 
-/// The child: serves `endpoint` with room for some ten connections until its input ends.
-fn serve(endpoint: SocketAddr) {
-    let world = World::with(Settings { workers: 2, ..Settings::default() }, service(), &[endpoint]);
-    let open = std::fs::read_dir("/proc/self/fd").unwrap().count() as u64;
-    let limit = Rlimit { current: Some(open + 20), maximum: Some(open + 20) };
-    setrlimit(Resource::Nofile, limit).unwrap();
-    println!("serves on {}", world.address);
+#[test]
+fn clients_that_cannot_even_be_refused_wait_without_a_busy_loop() {
+    if let Ok(endpoint) = std::env::var(CHILD) {
+        return serve_with_none(endpoint.parse().unwrap());
+    }
+    let mut child = Child::start(concat!(
+        "descriptors::",
+        "clients_that_cannot_even_be_refused_wait_without_a_busy_loop"
+    ));
+    let address: SocketAddr = child.said("serves on ").parse().unwrap();
+    let began = Instant::now();
+    let mut clients: Vec<TcpStream> = (0..4).map(|_| TcpStream::connect(address).unwrap()).collect();
+    clients.iter_mut().for_each(|client| client.write_all(b"x").unwrap());
+    child.said("has none");
+    child.go_on();
+    let answered = clients.into_iter().filter_map(answered).count();
+    assert_eq!(answered, 4);
+    let tries: u128 = child.said("tries ").parse().unwrap();
+    // Twenty a second for each of two threads, and one for each client at the start; a busy loop makes a million.
+    assert!(tries <= began.elapsed().as_millis() / 25 + 8, "{tries} tries in {:?}", began.elapsed());
+    child.end();
+}
+
+/// This test binary once more, to run one of its tests as the child.
+struct Child(std::process::Child, Lines<BufReader<ChildStdout>>);
+
+impl Child {
+    fn start(test: &str) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--nocapture", test])
+            .env(CHILD, named(b'a').to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self(child, output)
+    }
+
+    /// The rest of the next line with these words in it.
+    fn said(&mut self, what: &str) -> String {
+        let line = self.1.find_map(|line| Some(line.unwrap().split_once(what)?.1.to_owned()));
+        line.unwrap_or_else(|| panic!("the child did not say {what:?}"))
+    }
+
+    fn go_on(&mut self) {
+        drop(self.0.stdin.take());
+    }
+
+    fn end(mut self) {
+        assert!(self.0.wait().unwrap().success());
+    }
+}
+
+/// In the child: waits until it is told to go on.
+fn until_told() {
     std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).unwrap();
-    println!("exhausted {}", world.counts().exhausted);
+}
+
+/// The client, if it is served; not if it is reset.
+fn answered(mut client: TcpStream) -> Option<TcpStream> {
+    patient(&client);
+    let mut bytes = [0; 2];
+    match client.read_exact(&mut bytes) {
+        Ok(()) => {
+            assert_eq!(&bytes, b"ax");
+            Some(client)
+        }
+        Err(error) => {
+            assert!(matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe), "{error}");
+            None
+        }
+    }
+}
+
+fn open_descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// The child: serves `endpoint` with room for a few connections, and descriptors beyond them that are others'.
+fn serve_with_few(endpoint: SocketAddr) {
+    let descriptors_end = (open_descriptors() + FEW) as i32;
+    let settings = Settings { workers: 2, descriptors_end, ..Settings::default() };
+    let world = World::with(settings, service(), &[endpoint]);
+    println!("serves on {}", world.address);
+    until_told();
+    println!("counted {} {}", world.counts().limited, world.counts().exhausted);
+}
+
+/// The child: has not one descriptor left until it is told to go on.
+fn serve_with_none(endpoint: SocketAddr) {
+    let world = World::with(Settings { workers: 2, ..Settings::default() }, service(), &[endpoint]);
+    let before = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(0), ..before }).unwrap();
+    println!("serves on {}", world.address);
+    let tries = || world.counts().exhausted;
+    eventually("it has tried a few times", || if tries() > 4 { Ok(()) } else { Err(tries().to_string()) });
+    println!("has none");
+    until_told();
+    println!("tries {}", tries());
+    setrlimit(Resource::Nofile, before).unwrap();
+    // The clients are served until this process ends.
+    eventually("all are served", || {
+        let counts = world.counts();
+        if counts.opened == 4 && counts.active() == 0 { Ok(()) } else { Err(format!("{counts:?}")) }
+    });
 }

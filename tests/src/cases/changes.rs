@@ -40,7 +40,7 @@ pub async fn a_service_is_deleted_and_made_again_at_its_address(client: &Client)
     client.wait_served(&web.port(80), &["pod"], "the first Service").await;
     let deleted = client.namespace.services().delete("web", &DeleteParams::default()).await;
     deleted.expect("the Service is deleted");
-    client.wait_unserved(&web.port(80), "the Service is deleted").await;
+    client.wait_dropped(&web.port(80), "the Service is deleted").await;
     let again = client.service("web", json!({"clusterIP": web.0[0], "clusterIPs": web.0})).await;
     assert_eq!(again.0, web.0);
     client.wait_served(&web.port(80), &["pod"], "it was made again").await;
@@ -50,7 +50,7 @@ pub async fn a_service_is_deleted_and_made_again_at_its_address(client: &Client)
 /// drops what is for them.
 pub async fn an_address_of_no_service_is_left_to_the_node(client: &Client) {
     let nobody = Addresses([[10, 96, 250, 250].into(), [0xfd00, 0x96, 0, 0, 0, 0, 0, 0xfafa].into()]);
-    client.wait_unserved(&nobody.port(80), "no Service has this address").await;
+    client.wait_dropped(&nobody.port(80), "no Service has this address").await;
     // And a Service beside it is none the worse.
     let web = client.service("web", json!({})).await;
     let _pod = client.far("web", "pod").await;
@@ -64,7 +64,7 @@ pub async fn a_service_becomes_an_external_name_and_back(client: &Client) {
     client.wait_served(&web.port(80), &["pod"], "it has a cluster IP").await;
     let external = json!({"spec": {"type": "ExternalName", "externalName": "shop.example"}});
     client.namespace.patch_service("web", external).await;
-    client.wait_unserved(&web.port(80), "it is an external name, its address is free").await;
+    client.wait_dropped(&web.port(80), "it is an external name, its address is free").await;
     let back = json!({
         "type": "ClusterIP",
         "externalName": null,
@@ -93,7 +93,7 @@ pub async fn a_service_of_another_proxy_goes_the_nodes_way(client: &Client) {
     let _pod = client.far("web", "pod").await;
     client.wait_served(&web.port(80), &["pod"], "it has no label").await;
     client.namespace.patch_service("web", label(json!("another"))).await;
-    client.wait_unserved(&web.port(80), "another proxy serves it, and there is none here").await;
+    client.wait_dropped(&web.port(80), "another proxy serves it, and there is none here").await;
     client.namespace.patch_service("web", label(json!(null))).await;
     client.wait_served(&web.port(80), &["pod"], "the label is gone").await;
 }

@@ -176,8 +176,35 @@ pub async fn without_descriptors_new_connections_go_the_nodes_way(client: &Clien
     .await;
 }
 
+/// Rules that were taken away and made anew know nothing: Remora notices, and tells them all over.
+pub async fn rules_made_anew_are_told_everything_again(client: &Client) {
+    let (web, _pods) = shop(client).await;
+    client.remora().assert_taken().await;
+    let alive = async |expected| {
+        wait_until(SOON, &format!("the rules of {expected} families hear"), async || {
+            match client.remora().metric("remora_capture_alive").await? {
+                families if families == expected => Ok(()),
+                families => Err(format!("of {families}; {}", client.remora().state())),
+            }
+        })
+        .await;
+    };
+    crate::injected::unprepare(&client.pod.host).await;
+    alive(0).await;
+    client.wait_served(&web, &["near", "far"], "by the node").await;
+    crate::injected::prepare(&client.pod.host).await;
+    alive(2).await;
+    let opened = async || client.remora().metric("remora_connections_opened_total").await;
+    let before = opened().await.expect("it tells");
+    wait_until(SOON, "Remora takes connections again", async || {
+        client.connect_once(web[0]).await.by().map_err(|failed| format!("{failed:?}"))?;
+        if opened().await? > before { Ok(()) } else { Err(format!("still {before}")) }
+    })
+    .await;
+}
+
 /// `remora.dev/balance: off` is the node's business, live.
-pub async fn a_service_with_balance_off_goes_the_nodes_way(client: &Client) {
+pub async fn a_service_whose_balance_is_off_goes_the_nodes_way(client: &Client) {
     let (web, _pods) = shop(client).await;
     let balance = |how| json!({"metadata": {"annotations": {"remora.dev/balance": how}}});
     client.namespace.patch_service("web", balance(json!("off"))).await;
