@@ -91,18 +91,15 @@ async fn up(config: config::CaptureUp) -> Result<String, Error> {
 
     let mut notes = Vec::new();
     for family in Family::ALL {
-        let has_range = plan.families().contains(&family);
-        if !has_range {
-            notes.push(format!("{family} is not captured: no range of Service addresses is {family}"));
-        } else if !kernel.has_address(family) {
-            notes.push(format!("{family} is not captured: this network namespace has no {family} address"));
+        if let Some(why) = obstacle(family, &kernel, &plan) {
+            notes.push(format!("{family} is not captured: {why}"));
             plan = plan.without(family);
         }
     }
     if plan.families().is_empty() {
         return nothing(notes.join("; "), &kernel, &config);
     }
-    kernel.install(&plan).map_err(failed)?;
+    kernel.install(&plan, &kernel.routes(plan.services.iter().copied())).map_err(failed)?;
     let known = probe::kubernetes();
     let probes: Vec<Probe> =
         plan.families().into_iter().map(|family| probe::run(&kernel, &plan, family, known)).collect();
@@ -113,6 +110,27 @@ async fn up(config: config::CaptureUp) -> Result<String, Error> {
         Some(probe) if config.strict => Err(Error::Probe(probe)),
         _ => Ok(text),
     }
+}
+
+/// Why a family is not captured.
+fn obstacle(family: Family, kernel: &Kernel, plan: &Plan) -> Option<String> {
+    if family.among(&plan.services).next().is_none() {
+        return Some(format!("no range of Service addresses is {family}"));
+    }
+    if !kernel.has_address(family) {
+        return Some(format!("this network namespace has no {family} address"));
+    }
+    if kernel.looks_into_arrivals(family) {
+        return Some(
+            "a routing rule by protocol or port (`ip rule`) would keep out what the node answers; remove it, or restrict \
+             it to `iif lo`"
+                .to_owned(),
+        );
+    }
+    let routes = kernel.routes(family.among(&plan.services));
+    let unrouted =
+        family.among(&plan.services).find(|range| !routes.iter().any(|route| route.range == *range));
+    unrouted.map(|range| format!("this network namespace has no route to {range}"))
 }
 
 /// There is nothing to begin with. What is installed stays: it was right when it was made.

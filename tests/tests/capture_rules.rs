@@ -26,6 +26,8 @@ tests::tests! {
     only_the_sidecars_user_gives_signals_and_none_leaves,
     what_the_sidecar_has_sent_arrives_after_it_has_closed,
     a_connection_to_a_dead_sidecar_reaches_the_node_within_five_seconds,
+    strict_settings_of_the_kernel_are_no_obstacle,
+    another_routing_rule_that_would_keep_answers_out_leaves_ipv4_alone,
     skipped_ports_and_subnets_are_untouched,
     udp_icmp_and_other_addresses_are_untouched,
     a_family_without_addresses_is_left_alone_and_that_is_said,
@@ -79,7 +81,7 @@ async fn up_twice_changes_nothing_and_down_leaves_everything_as_it_was(world: Wo
     stand.up(&arguments).await;
     let after = state(&stand.pod);
     assert!(
-        after.contains("table inet remora") && after.matches("fwmark 0x64100000/0xfff00000").count() == 2,
+        after.contains("table inet remora") && after.matches("fwmark 0/0xfff00000").count() == 2,
         "{after}"
     );
     stand.up(&arguments).await;
@@ -156,8 +158,8 @@ async fn connections_live_on_while_the_heartbeat_lapses_and_returns(world: World
         let who = client.who.clone();
         client.end().await.unwrap_or_else(|error| panic!("{who}: {error}"));
     }
-    stand.wait_shown("passed", 0).await;
-    assert_eq!(stand.show(0).await["closing"], 2);
+    stand.wait_shown("closing", 2).await;
+    assert_eq!(stand.show(0).await["passed"], 2);
 }
 
 async fn all_echo(clients: &mut [Client]) {
@@ -189,9 +191,21 @@ async fn a_half_closed_connection_that_passed_lives_on(world: World) {
         assert_eq!(rest.len(), BYTES / 2);
         sent.await.expect("no panic").expect("all is sent");
         let shown = stand.show(family).await;
-        assert_eq!((&shown["passed"], &shown["closing"]), (&json!(0), &json!(1)), "{shown}");
+        assert_eq!((&shown["passed"], &shown["closing"]), (&json!(1), &json!(1)), "{shown}");
+        let [passed, closing] = ["passed", "closing"].map(|set| lasting(&stand.pod, set, family));
+        assert!(passed <= 600 && closing <= 600, "for ten minutes, not for a day: {passed} and {closing} s");
         stand.lapse(heartbeat).await;
     }
+}
+
+/// For how many seconds the elements of a set will last at most.
+fn lasting(host: &Host, set: &str, family: usize) -> u64 {
+    let set = format!("{set}{}", [4, 6][family]);
+    let listed =
+        host.command("nft").args(["-j", "list", "set", "inet", "remora", &set]).output().expect("nft");
+    let listed: Value = serde_json::from_slice(&listed.stdout).expect("JSON");
+    let elements = listed["nftables"][1]["set"]["elem"].as_array().expect("elements").iter();
+    elements.map(|element| element["elem"]["expires"].as_u64().expect("a time")).max().expect("an element")
 }
 
 async fn running_connections_survive_up(world: World) {
@@ -372,6 +386,46 @@ async fn a_connection_to_a_dead_sidecar_reaches_the_node_within_five_seconds(wor
     assert!(died.elapsed() < Duration::from_secs(5), "{:?}", died.elapsed());
 }
 
+/// Answers of the node come from addresses that are local here to those who are captured; and a connection that stands on
+/// a cookie is known to nobody before its first packet with data.
+async fn strict_settings_of_the_kernel_are_no_obstacle(world: World) {
+    let stand = Stand::new(&world).await;
+    let set = "echo 1 >/proc/sys/net/ipv4/conf/all/rp_filter; echo 1 >/proc/sys/net/ipv4/conf/eth0/rp_filter; \
+               echo 2 >/proc/sys/net/ipv4/tcp_syncookies";
+    let done = stand.pod.command("sh").args(["-ec", set]).status().expect("sh");
+    assert!(done.success());
+    stand.up(&[]).await;
+    let _captor = stand.captor();
+    assert_eq!(stand.who(80).await, NODE);
+    let heartbeat = stand.heartbeat().await;
+    let mut open = stand.clients(80).await;
+    assert_eq!(open.iter().map(|client| client.who.clone()).collect::<Vec<_>>(), captor(80));
+    stand.lapse(heartbeat).await;
+    assert_eq!(stand.who(80).await, NODE);
+    all_echo(&mut open).await;
+}
+
+async fn another_routing_rule_that_would_keep_answers_out_leaves_ipv4_alone(world: World) {
+    let stand = Stand::new(&world).await;
+    let rule = |deed: &str, input: &str| {
+        let words = format!("rule {deed} pref 100 {input} ipproto udp dport 53 lookup main");
+        let done = stand.pod.command("ip").args(words.split_whitespace()).status().expect("ip, of iproute2");
+        assert!(done.success(), "{words}");
+    };
+    rule("add", "");
+    let told = stand.up(&[]).await;
+    assert!(told.contains("IPv4 is not captured: a routing rule by protocol or port"), "{told}");
+    assert_eq!(stand.show(0).await["services"], json!([]));
+    assert_eq!(stand.who(80).await, NODE);
+    rule("del", "");
+    rule("add", "iif lo");
+    stand.up(&[]).await;
+    assert_eq!(stand.who(80).await, NODE);
+    let _captor = stand.captor();
+    let _heartbeat = stand.heartbeat().await;
+    assert_eq!(stand.who(80).await, captor(80));
+}
+
 async fn skipped_ports_and_subnets_are_untouched(world: World) {
     let stand = Stand::new(&world).await;
     stand.up(&["--skip-ports", "81,9000-9010"]).await;
@@ -436,6 +490,13 @@ fn ping(host: &Host, to: SocketAddr) -> io::Result<()> {
 
 async fn a_family_without_addresses_is_left_alone_and_that_is_said(world: World) {
     let stand = Stand::new(&world).await;
+    let unrouted = stand.pod.command("ip").args(["-6", "route", "del", "default"]).status();
+    assert!(unrouted.expect("ip, of iproute2").success());
+    let told = stand.up(&[]).await;
+    assert!(
+        told.contains("IPv6 is not captured: this network namespace has no route to fd00:96::/112"),
+        "{told}"
+    );
     // What is left reaches no further than the link.
     let flushed =
         stand.pod.command("ip").args(["-6", "addr", "flush", "dev", "eth0", "scope", "global"]).status();

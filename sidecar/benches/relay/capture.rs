@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::load::{self, Work};
 use crate::peer::{Peer, Running, configuration};
-use crate::{ROUNDS, median, with_endpoint};
+use crate::{Endpoint, ROUNDS, median, with_endpoint};
 
 /// Says that the process is inside its namespace.
 const INSIDE: &str = "REMORA_BENCH_INSIDE";
@@ -19,6 +19,8 @@ const INSIDE: &str = "REMORA_BENCH_INSIDE";
 const CAPTURED: &str = "10.96.0.1:80";
 const TRANSLATED: &str = "10.97.0.1:80";
 const POD: &str = "10.244.0.1";
+/// Another Pod.
+const ELSEWHERE: &str = "10.245.0.2";
 /// As the sidecar's user.
 const USER: &str = "64102";
 /// For the figure of memory.
@@ -110,7 +112,7 @@ fn measure(endpoint: SocketAddr, folder: &Path) {
         let (more, less) = (captured_cpu / cpu, captured_rate / rate);
         println!("  {:<10} {captured_cpu:>12.3} {more:>8.2} {captured_rate:>14.2} {less:>8.2}", "captured");
     }
-    others(endpoint);
+    others();
     println!("\nlatency of a request of 1 KB at 2,000 a second, µs{:>10} {:>8}", "p50", "p99");
     let ways = [("direct", endpoint), ("NAT", TRANSLATED.parse().unwrap()), ("captured", captured)];
     for (name, address) in ways {
@@ -121,12 +123,22 @@ fn measure(endpoint: SocketAddr, folder: &Path) {
     println!("\nmemory of a sidecar with {SERVICES} Services: {:.1} MB", resident as f64 / 1e6);
 }
 
-/// Connections that are not for Services, with the rules and without, in turns.
-fn others(endpoint: SocketAddr) {
+/// Connections that are not for Services, to another Pod over a cable of their own, with the rules and without, in turns.
+fn others() {
+    let mut command = Command::new("unshare");
+    command.args(["--net", "--"]).arg(std::env::current_exe().unwrap());
+    let (pod, port) = Endpoint::start(command);
+    let inside = format!("nsenter --net=/proc/{}/ns/net ip", pod.0.id());
+    shell(&format!(
+        "ip link add near type veth peer name far netns {} && ip link set near up && {inside} link set far up && \
+         ip addr add 10.245.0.1/24 dev near && {inside} addr add {ELSEWHERE}/24 dev far",
+        pod.0.id()
+    ));
+    let endpoint = SocketAddr::new(ELSEWHERE.parse().unwrap(), port);
     let remora = env!("CARGO_BIN_EXE_remora");
     let states = ["capture down", "capture up --services 10.96.0.0/16"];
     let mut rates = [Vec::new(), Vec::new()];
-    for _ in 0..ROUNDS {
+    for _ in 0..2 * ROUNDS {
         for (state, rates) in states.iter().zip(&mut rates) {
             shell(&format!("{remora} {state} >/dev/null"));
             rates.push(Work::Requests.units() / load::run(Work::Requests, endpoint).as_secs_f64() / 1e3);

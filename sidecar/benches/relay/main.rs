@@ -12,7 +12,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use load::Work;
 use peer::{Peer, Running};
@@ -33,25 +33,35 @@ fn main() {
     }
 }
 
-/// Runs `measure` with the port of an endpoint on every address, and a folder; both end with it.
-fn with_endpoint(measure: impl FnOnce(u16, &Path)) {
-    let mut server = Command::new(std::env::current_exe().unwrap())
-        .arg("endpoint")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut said = String::new();
-    BufReader::new(server.stdout.take().unwrap()).read_line(&mut said).unwrap();
-    let port: u16 = said.trim().parse().unwrap();
+/// An endpoint on every address. Owning one means that it serves.
+struct Endpoint(Child);
 
+impl Endpoint {
+    /// Starts it by `command`, to which only what it is to do is added: the endpoint and its port.
+    fn start(mut command: Command) -> (Self, u16) {
+        let pipes = command.arg("endpoint").stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut server = pipes.spawn().unwrap();
+        let mut said = String::new();
+        BufReader::new(server.stdout.take().unwrap()).read_line(&mut said).unwrap();
+        (Self(server), said.trim().parse().unwrap())
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        self.0.wait().unwrap();
+    }
+}
+
+/// Runs `measure` with the port of an endpoint, and a folder; both end with it.
+fn with_endpoint(measure: impl FnOnce(u16, &Path)) {
+    let (_endpoint, port) = Endpoint::start(Command::new(std::env::current_exe().unwrap()));
     let folder = std::env::temp_dir().join(format!("remora-bench-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     // Other users read in it.
     std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).unwrap();
     measure(port, &folder);
-    drop(server.stdin.take());
-    server.wait().unwrap();
     let _ = std::fs::remove_dir_all(&folder);
 }
 

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  sidecar, as user 64102                            rules, in the same network namespace
-//!    listens on 127.0.0.1:64101, [::1]:64101 ◀──────── mark, reroute to lo, TPROXY
+//!    listens on 127.0.0.1:64101, [::1]:64101 ◀──────── route to lo, TPROXY
 //!    a UDP datagram to a captured address ───────────▶ a set entry; the datagram is dropped, so sendto says EPERM
 //! ```
 //! The numbers keep clear of those of Istio, Linkerd, Calico and Cilium: ports 15001 and 4140, users 1337 and 2102,
@@ -22,13 +22,13 @@ pub const LISTENER_V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// Where captured IPv6 connections arrive.
 pub const LISTENER_V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
-/// The mark of captured packets, in the bits of [`MARK_MASK`]; the other bits are left as they are.
+/// The mark of packets that go to the node, in the bits of [`MARK_MASK`]; the other bits are left as they are.
 pub const MARK: u32 = 0x6410_0000;
 /// The bits of a mark that are ours.
 pub const MARK_MASK: u32 = 0xfff0_0000;
-/// The preference of the `ip rule` that sends marked packets to [`ROUTING_TABLE`].
+/// The preference of the `ip rule` that has TCP without the mark looked up in [`ROUTING_TABLE`].
 pub const RULE_PREFERENCE: u32 = 64;
-/// The routing table in which every address is local.
+/// The routing table in which the ranges of Service addresses are local.
 pub const ROUTING_TABLE: u32 = 64102;
 
 /// The nftables table, of family inet.
@@ -55,9 +55,9 @@ pub const SERVED_SET: &str = "served";
 pub const REFUSED_SET: &str = "refused";
 /// Address and port of Service ports whose connections are dropped.
 pub const DROPPED_SET: &str = "dropped";
-/// Source port, address and port of flows that go to the node.
+/// Source port, address and port of flows that go to the node, those of [`CLOSING_SET`] among them.
 pub const PASSED_SET: &str = "passed";
-/// The same of those whose client has said that it will send no more.
+/// Those of them whose client has said that it will send no more.
 pub const CLOSING_SET: &str = "closing";
 
 /// What the sidecar tells the rules: a UDP datagram of its user, of any content, to an address in the captured ranges.

@@ -4,9 +4,16 @@
 //! A packet runs through the expressions of a rule until one does not hold. They hand values on in registers of four
 //! bytes, numbered from 8; a longer value takes as many as it needs, and a set's key is what lies side by side.
 
+use std::time::Duration;
+
+use ipnet::IpNet;
+
 use super::agreement::{MARK, MARK_MASK};
-use super::family::Family;
-use super::message::Attributes;
+use super::family::{Family, octets};
+use super::message::{Attributes, milliseconds};
+
+/// The index of `lo` in every network namespace.
+pub(super) const LO: u32 = 1;
 
 /// The first register.
 pub(super) const FIRST: u32 = 8;
@@ -36,6 +43,8 @@ pub(super) enum Expression {
     Lookup(String, bool),
     /// Changes the set by the key from the first register on.
     Change(Change, String),
+    /// Adds the key to the set, or makes it last anew, for so long rather than for the time of the set.
+    Keep(Duration, String),
     /// Sets the packet's mark from the first register.
     SetMark,
     /// Puts a value into a register.
@@ -53,7 +62,7 @@ pub(super) enum Expression {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fact {
     Mark = 3,
-    InputName = 6,
+    Input = 4,
     User = 10,
     Family = 15,
     Protocol = 16,
@@ -70,7 +79,6 @@ pub(super) enum Header {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Comparison {
     Equal = 0,
-    Unequal = 1,
     AtMost = 3,
     AtLeast = 5,
 }
@@ -88,8 +96,6 @@ pub(super) enum Change {
 pub(super) enum Verdict {
     Accept,
     Drop,
-    /// Ends this chain.
-    Return,
     /// Goes on in another chain and never comes back.
     Goto(String),
 }
@@ -118,6 +124,10 @@ impl Expression {
             }
             Self::Change(change, set) => {
                 ("dynset", new().text(1, set).number(3, *change as u32).number(4, FIRST))
+            }
+            Self::Keep(lasts, set) => {
+                let data = new().text(1, set).number(3, Change::Update as u32).number(4, FIRST);
+                ("dynset", data.bytes(6, &milliseconds(*lasts)))
             }
             Self::SetMark => ("meta", new().number(2, Fact::Mark as u32).number(3, FIRST)),
             Self::Value(bytes, register) => ("immediate", new().number(1, *register).nested(2, value(bytes))),
@@ -153,7 +163,6 @@ impl Verdict {
             Self::Drop => (0, None),
             Self::Accept => (1, None),
             Self::Goto(chain) => (-4, Some(chain)),
-            Self::Return => (-5, None),
         }
     }
 }
@@ -236,16 +245,40 @@ pub(super) fn flow(family: Family) -> [Expression; 3] {
     ]
 }
 
-/// Holds if the packet came in over loopback with our mark.
-pub(super) fn rerouted() -> [Expression; 5] {
-    let mut lo = vec![0; 16];
-    lo[..2].copy_from_slice(b"lo");
+/// Holds if the packet came in over loopback.
+pub(super) fn from_loopback() -> [Expression; 2] {
+    [Expression::Meta(Fact::Input, FIRST), Expression::Compare(Comparison::Equal, LO.to_ne_bytes().to_vec())]
+}
+
+/// Holds if the destination is in `range`. Every packet of the Pod is asked, and this is a third of a lookup in a set.
+pub(super) fn destination_within(range: IpNet) -> Vec<Expression> {
+    let family = Family::of(range.addr());
+    let (whole, rest) = (range.prefix_len() / 8, range.prefix_len() % 8);
+    let length = whole + u8::from(rest > 0);
+    if length == 0 {
+        return Vec::new();
+    }
+    let mut expressions = vec![Expression::Payload(Header::Network, family.destination(), length, FIRST)];
+    if rest > 0 {
+        let mut mask = vec![u8::MAX; whole.into()];
+        mask.push(!(u8::MAX >> rest));
+        expressions.push(Expression::Bits(mask, vec![0; length.into()]));
+    }
+    let prefix = octets(range.network())[..length.into()].to_vec();
+    expressions.push(Expression::Compare(Comparison::Equal, prefix));
+    expressions
+}
+
+/// Holds if what the packet carries is more than headers of any length, so that it cannot be an acknowledgement alone.
+pub(super) fn carries_data(family: Family) -> [Expression; 2] {
+    // IPv4: the length of all; IPv6: of what comes after its own header.
+    let (offset, most) = match family {
+        Family::IPv4 => (2, 60u16 + 60),
+        Family::IPv6 => (4, 60),
+    };
     [
-        Expression::Meta(Fact::Mark, FIRST),
-        Expression::Bits(MARK_MASK.to_ne_bytes().to_vec(), vec![0; 4]),
-        Expression::Compare(Comparison::Equal, MARK.to_ne_bytes().to_vec()),
-        Expression::Meta(Fact::InputName, FIRST),
-        Expression::Compare(Comparison::Equal, lo),
+        Expression::Payload(Header::Network, offset, 2, FIRST),
+        Expression::Compare(Comparison::AtLeast, (most + 1).to_be_bytes().to_vec()),
     ]
 }
 
@@ -271,6 +304,21 @@ mod tests {
         assert_eq!(v6[1], Expression::Bits(vec![0x0f, 0xc0], vec![0, 0]));
         assert_eq!(v6[2], Expression::Compare(Comparison::AtLeast, vec![0x0a, 0x80]));
         assert_eq!(v6[3], Expression::Compare(Comparison::AtMost, vec![0x0b, 0x40]));
+    }
+
+    #[test]
+    fn a_range_is_compared_by_its_own_bytes() {
+        let within = |range: &str| destination_within(range.parse().unwrap());
+        let equal = |bytes: &[u8]| Expression::Compare(Comparison::Equal, bytes.to_vec());
+        assert_eq!(
+            within("10.96.0.0/16"),
+            [Expression::Payload(Header::Network, 16, 2, FIRST), equal(&[10, 96])]
+        );
+        let v4 = within("10.96.0.0/12");
+        assert_eq!(v4[1..], [Expression::Bits(vec![0xff, 0xf0], vec![0; 2]), equal(&[10, 96])]);
+        let v6 = within("fd00:96::/112");
+        assert_eq!(v6[0], Expression::Payload(Header::Network, 24, 14, FIRST));
+        assert_eq!(within("0.0.0.0/0"), []);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The two IP families, as values: what differs between them for a rule. Never decides whether one is used.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -42,6 +42,14 @@ impl Family {
         match self {
             Self::IPv4 => 2,
             Self::IPv6 => 10,
+        }
+    }
+
+    /// No address of the family.
+    pub(super) fn unspecified(self) -> IpAddr {
+        match self {
+            Self::IPv4 => Ipv4Addr::UNSPECIFIED.into(),
+            Self::IPv6 => Ipv6Addr::UNSPECIFIED.into(),
         }
     }
 

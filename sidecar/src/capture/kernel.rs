@@ -1,5 +1,5 @@
 //! What is installed in this network namespace, and how it is changed. In: a plan. Out: the kernel's state. Never
-//! touches what is not ours: the table, the routing rule, the route.
+//! touches what is not ours: the table, the routing rule, the routes.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,7 +12,7 @@ use super::family::Family;
 use super::flows::{self, Flow, Line};
 use super::message::Message;
 use super::plan::{Bound, Plan};
-use super::routing::{self, Thing};
+use super::routing::{self, Route, Way};
 use super::rules;
 use super::sets::{self, ARRIVING_SET, Contents, PROBED_SET, SKIP_PORTS_SET, SKIP_SUBNETS_SET, Set, named};
 use super::socket::{Refusal, Socket};
@@ -60,6 +60,10 @@ pub enum Error {
     Connections(&'static str, io::Error),
 }
 
+/// What is refused, for an error.
+const ROUTE: &str = "a local route of table 64102";
+const RULE: &str = "the routing rule of preference 64";
+
 /// Owning one means being able to ask about this network namespace and to change it.
 #[derive(Debug)]
 pub(super) struct Kernel {
@@ -76,8 +80,10 @@ pub(super) struct Installed {
     sets: BTreeMap<String, (u32, u32)>,
     /// What is in them.
     elements: BTreeMap<String, Vec<Bound>>,
-    /// The families whose routing rule is there, and whose route is.
-    routed: Vec<(Family, Thing)>,
+    /// Families whose routing rule is there.
+    ruled: Vec<Family>,
+    /// The routes of the routing table.
+    routes: Vec<Route>,
 }
 
 impl Kernel {
@@ -108,6 +114,30 @@ impl Kernel {
         found && asked.is_ok()
     }
 
+    /// Whether somebody has a routing rule with which the node's answers would not pass.
+    pub(super) fn looks_into_arrivals(&self, family: Family) -> bool {
+        let mut looks = false;
+        let asked = self.route.dump(&routing::ask_rules(family), |_, item| {
+            looks |= routing::looks_into_arrivals(item);
+        });
+        // IPv6 does not check who sent what arrives.
+        looks && asked.is_ok() && family == Family::IPv4
+    }
+
+    /// How connections to each of `ranges` leave without capture; not all of them if some cannot.
+    pub(super) fn routes(&self, ranges: impl Iterator<Item = IpNet>) -> Vec<Route> {
+        let route = |range: IpNet| {
+            let mut way = None;
+            // A refusal says that nothing leads there.
+            let _ = self.route.dump(&routing::ask_way(range.network()), |_, item| way = Way::read(item));
+            let way = way?;
+            let mut mtu = None;
+            let _ = self.route.dump(&routing::ask_link(way.device), |_, item| mtu = routing::read_mtu(item));
+            Some(Route { range, source: way.source, segment: way.segment(mtu?) })
+        };
+        ranges.filter_map(route).collect()
+    }
+
     /// Looks at what is installed.
     ///
     /// # Errors
@@ -136,14 +166,14 @@ impl Kernel {
             })?;
         }
         for family in Family::ALL {
-            for thing in Thing::ALL {
-                let mut found = false;
-                // A kernel without the family or without routing rules has none.
-                let _ = self.route.dump(&thing.ask(family), |_, item| found |= thing.is(family, item));
-                if found {
-                    installed.routed.push((family, thing));
-                }
-            }
+            let mut is_ruled = false;
+            // A kernel without the family or without routing rules has none.
+            let _ =
+                self.route.dump(&routing::ask_rules(family), |_, item| is_ruled |= routing::is_rule(item));
+            installed.ruled.extend(is_ruled.then_some(family));
+            let _ = self.route.dump(&routing::ask_routes(family), |_, item| {
+                installed.routes.extend(Route::read(item));
+            });
         }
         Ok(installed)
     }
@@ -157,33 +187,48 @@ impl Kernel {
         }
     }
 
-    /// Makes the kernel's state that of `plan`; nothing happens if it is.
+    /// Makes the kernel's state that of `plan`, with `routes` for its ranges; nothing happens if it is.
     ///
     /// # Errors
     /// If the kernel refuses. What this call has made is gone then, unless something was installed before.
-    pub(super) fn install(&self, plan: &Plan) -> Result<(), Error> {
+    pub(super) fn install(&self, plan: &Plan, routes: &[Route]) -> Result<(), Error> {
         let installed = self.installed()?;
-        let result = self.install_over(plan, &installed);
+        let result = self.install_over(plan, routes, &installed);
         if result.is_err() && installed.is_empty() {
             let _ = self.remove();
         }
         result
     }
 
-    fn install_over(&self, plan: &Plan, installed: &Installed) -> Result<(), Error> {
-        let families = plan.families();
-        for (family, thing) in Family::ALL.into_iter().flat_map(|f| Thing::ALL.map(|thing| (f, thing))) {
-            if families.contains(&family) && !installed.routed.contains(&(family, thing)) {
-                self.route(thing, &thing.make(family), Errno::EXIST)?;
-            }
-        }
+    /// The rules come first: what they do not know yet goes to the node, also when routes lead to lo.
+    fn install_over(&self, plan: &Plan, routes: &[Route], installed: &Installed) -> Result<(), Error> {
         if !installed.is(plan) {
             self.replace(plan, installed)?;
         }
-        for &(family, thing) in installed.routed.iter().rev() {
-            if !families.contains(&family) {
-                self.route(thing, &thing.delete(family), Errno::NOENT)?;
-            }
+        for route in routes.iter().filter(|route| !installed.routes.contains(route)) {
+            self.route(ROUTE, &route.make(), Errno::EXIST)?;
+        }
+        let families = plan.families();
+        for &family in families.iter().filter(|family| !installed.ruled.contains(family)) {
+            self.route(RULE, &routing::make_rule(family), Errno::EXIST)?;
+        }
+        let is_planned = |route: &&Route| routes.iter().any(|planned| planned.range == route.range);
+        self.unroute(
+            installed.ruled.iter().filter(|family| !families.contains(family)),
+            installed.routes.iter().filter(|route| !is_planned(route)),
+        )
+    }
+
+    fn unroute<'a>(
+        &self,
+        ruled: impl Iterator<Item = &'a Family>,
+        routes: impl Iterator<Item = &'a Route>,
+    ) -> Result<(), Error> {
+        for family in ruled {
+            self.route(RULE, &routing::delete_rule(*family), Errno::NOENT)?;
+        }
+        for route in routes {
+            self.route(ROUTE, &route.delete(), Errno::SRCH)?;
         }
         Ok(())
     }
@@ -209,12 +254,13 @@ impl Kernel {
         self.commit(steps)?;
 
         let before = earlier.plan();
-        let lines: Vec<Line> = connections()?.into_iter().filter(|line| plan.takes(line.to)).collect();
+        let lines: Vec<Line> =
+            connections()?.into_iter().filter(|line| plan.is_service(line.to.ip())).collect();
         // What was captured is to stay so.
         let running = lines.iter().filter(|line| !before.takes(line.to));
         for family in plan.families() {
-            for (set, closing) in [(PASSED_SET, false), (CLOSING_SET, true)] {
-                let some = running.clone().filter(|line| line.is_closing() == closing);
+            for (set, all) in [(PASSED_SET, true), (CLOSING_SET, false)] {
+                let some = running.clone().filter(|line| all || line.is_closing());
                 let flows: Vec<Flow> = some.map(Line::flow).filter(|flow| flow.family() == family).collect();
                 for step in table::remember(&named(set, family), flows.iter()) {
                     self.commit(vec![step])?;
@@ -239,11 +285,9 @@ impl Kernel {
     /// If the kernel refuses.
     pub(super) fn remove(&self) -> Result<bool, Error> {
         let installed = self.installed()?;
+        self.unroute(installed.ruled.iter(), installed.routes.iter())?;
         if !installed.chains.is_empty() || !installed.sets.is_empty() {
             self.commit(vec![table::delete_table()])?;
-        }
-        for &(family, thing) in installed.routed.iter().rev() {
-            self.route(thing, &thing.delete(family), Errno::NOENT)?;
         }
         Ok(!installed.is_empty())
     }
@@ -272,11 +316,7 @@ impl Kernel {
         })
     }
 
-    fn route(&self, thing: Thing, message: &Message, already: Errno) -> Result<(), Error> {
-        let about = match thing {
-            Thing::Route => "the local route of table 64102",
-            Thing::Rule => "the routing rule of the mark",
-        };
+    fn route(&self, about: &'static str, message: &Message, already: Errno) -> Result<(), Error> {
         match self.route.send(std::slice::from_ref(message)) {
             Err(Refusal { errno, .. }) if errno == already => Ok(()),
             Err(Refusal { errno: Errno::NETDOWN, .. }) => Err(Error::LoopbackDown),
@@ -291,7 +331,7 @@ impl Kernel {
 impl Installed {
     /// Nothing is.
     pub(super) fn is_empty(&self) -> bool {
-        self.chains.is_empty() && self.sets.is_empty() && self.routed.is_empty()
+        self.chains.is_empty() && self.sets.is_empty() && self.ruled.is_empty() && self.routes.is_empty()
     }
 
     /// What the rules say, chain by chain.
@@ -327,9 +367,10 @@ impl Installed {
         self.elements.get(&named(set, family)).map_or(0, Vec::len)
     }
 
-    /// Whether marked packets of a family find their way.
+    /// Whether connections of a family to what is captured are routed to lo.
     pub(super) fn is_routed(&self, family: Family) -> bool {
-        Thing::ALL.iter().all(|thing| self.routed.contains(&(family, *thing)))
+        let has_route = |range: IpNet| self.routes.iter().any(|route| route.range == range);
+        self.ruled.contains(&family) && family.among(&self.plan().services).all(has_route)
     }
 
     fn is(&self, plan: &Plan) -> bool {

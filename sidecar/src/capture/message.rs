@@ -18,6 +18,8 @@ const TYPE: u16 = 0x3fff;
 pub(super) const REQUEST: u16 = 0x1;
 /// Tell if it was done.
 pub(super) const ACK: u16 = 0x4;
+/// Put it in the place of what is there.
+pub(super) const REPLACE: u16 = 0x100;
 /// Fail if it is there already.
 pub(super) const EXCLUSIVE: u16 = 0x200;
 /// Make it if it is not there.
@@ -110,6 +112,11 @@ impl Attributes {
     pub(super) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
+}
+
+/// A time, as nftables wants it.
+pub(super) fn milliseconds(duration: std::time::Duration) -> [u8; 8] {
+    (duration.as_millis() as u64).to_be_bytes()
 }
 
 fn pad(bytes: &mut Vec<u8>) {

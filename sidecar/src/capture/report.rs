@@ -42,7 +42,7 @@ pub struct FamilyReport {
     pub services: Vec<String>,
     /// What of them is left alone.
     pub skip_subnets: Vec<String>,
-    /// Whether marked packets find their way to lo.
+    /// Whether connections to the ranges find their way to lo.
     pub routed: bool,
     /// Whether a sidecar takes connections.
     pub alive: bool,
@@ -52,7 +52,7 @@ pub struct FamilyReport {
     pub refused: usize,
     /// Service ports whose connections are dropped.
     pub dropped: usize,
-    /// Connections that are let pass.
+    /// Connections that are let pass, those that close among them.
     pub passed: usize,
     /// Those of them whose client has said its last.
     pub closing: usize,
@@ -123,8 +123,8 @@ impl Report {
             }
             writeln!(
                 text,
-                "routing: packets with the mark {MARK:#x}/{MARK_MASK:#x} are looked up in table {ROUTING_TABLE} \
-                 (preference {RULE_PREFERENCE}), where every address is on lo"
+                "routing: TCP from here is looked up in table {ROUTING_TABLE} (preference {RULE_PREFERENCE}), where the \
+                 ranges are on lo, unless it has the mark {MARK:#x}/{MARK_MASK:#x}"
             )?;
         } else {
             writeln!(text, "nothing is captured in this network namespace; `remora capture up` begins to")?;
@@ -157,7 +157,7 @@ impl FamilyReport {
         writeln!(text, "  sidecar alive: {alive}")?;
         writeln!(
             text,
-            "  Service ports captured: {}, refused: {}, dropped: {}; connections let pass: {}, closing: {}",
+            "  Service ports captured: {}, refused: {}, dropped: {}; connections let pass: {}, {} of them closing",
             self.served, self.refused, self.dropped, self.passed, self.closing
         )?;
         if !self.routed {
@@ -172,12 +172,12 @@ fn in_order<'a>(chains: impl Iterator<Item = &'a String>) -> Vec<&'a String> {
     const ORDER: [&str; 10] = [
         "output",
         "ipv",
-        "signals",
+        "tcp",
         "opening",
         "leaving",
         "passing",
-        "ending",
-        "take",
+        "signals",
+        "leave",
         "prerouting",
         "delivering",
     ];
@@ -219,8 +219,8 @@ mod tests {
     #[test]
     fn chains_are_told_in_the_order_in_which_a_packet_meets_them() {
         let names =
-            ["ipv4", "ipv6", "opening4", "opening6", "output", "prerouting", "take"].map(str::to_owned);
+            ["ipv4", "ipv6", "opening4", "opening6", "output", "prerouting", "leave"].map(str::to_owned);
         let order = in_order(names.iter());
-        assert_eq!(order, ["output", "ipv4", "opening4", "ipv6", "opening6", "take", "prerouting"]);
+        assert_eq!(order, ["output", "ipv4", "opening4", "ipv6", "opening6", "leave", "prerouting"]);
     }
 }

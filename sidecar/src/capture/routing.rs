@@ -1,30 +1,56 @@
-//! The routing rule that marked packets follow, and the route that makes every address local to them. In: a family, or
-//! what a dump says. Out: messages, or whether something is ours. Never sends anything; [`super::kernel`] does.
+//! The routing rule that TCP without the mark follows, and the routes that make Service addresses local to it. In: a
+//! family or a range, or what the kernel says. Out: messages, or what they say. Never sends anything;
+//! [`super::kernel`] does.
+//!
+//! ```text
+//! ip rule add pref 64 iif lo ipproto tcp fwmark 0/0xfff00000 lookup 64102
+//! ip route add local 10.96.0.0/16 dev lo table 64102 src 10.244.0.7 advmss 1410
+//! ```
+//! `iif lo` means: sent from here. With it the kernel leaves the protocol out when it checks whether the sender of what
+//! arrives is where it should be, so that the node's answers from Service addresses pass this check, `rp_filter` too.
+//! Source and segment size are those of the way to the node: a connection may leave by it after all.
 
-use super::agreement::{MARK, MARK_MASK, ROUTING_TABLE, RULE_PREFERENCE};
-use super::family::Family;
-use super::message::{Attributes, CREATE, DUMP, EXCLUSIVE, Message, attribute, number};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::agreement::{MARK_MASK, ROUTING_TABLE, RULE_PREFERENCE};
+use super::expression::{LO, TCP};
+use super::family::{Family, octets};
+use super::message::{Attributes, CREATE, DUMP, EXCLUSIVE, Message, REPLACE, attribute, number, text};
+use super::table::address;
 
 /// The kernel's names for messages.
+const GET_LINK: u16 = 18;
+const GET_ADDRESS: u16 = 22;
 const NEW_ROUTE: u16 = 24;
 const DELETE_ROUTE: u16 = 25;
 const GET_ROUTE: u16 = 26;
-const GET_ADDRESS: u16 = 22;
 const NEW_RULE: u16 = 32;
 const DELETE_RULE: u16 = 33;
 const GET_RULE: u16 = 34;
 
 /// Attributes of a rule.
+const RULE_INPUT: u16 = 3;
 const RULE_PRIORITY: u16 = 6;
 const RULE_MARK: u16 = 10;
 const RULE_TABLE: u16 = 15;
 const RULE_MASK: u16 = 16;
+const RULE_PROTOCOL: u16 = 22;
+/// Protocol, range of source ports, range of destination ports.
+const RULE_LOOKS: [u16; 3] = [RULE_PROTOCOL, 23, 24];
 /// A rule that leads to a table.
 const TO_TABLE: u8 = 1;
 
 /// Attributes of a route.
+const ROUTE_DESTINATION: u16 = 1;
 const ROUTE_DEVICE: u16 = 4;
+const ROUTE_SOURCE: u16 = 7;
+const ROUTE_METRICS: u16 = 8;
 const ROUTE_TABLE: u16 = 15;
+/// Within its metrics.
+const METRIC_MTU: u16 = 2;
+const METRIC_SEGMENT: u16 = 8;
 /// Who made a route: an administrator.
 const STATIC: u8 = 4;
 /// Only for this machine.
@@ -33,89 +59,166 @@ const SCOPE_HOST: u8 = 254;
 const SCOPE_LINK: u8 = 253;
 /// A route to this machine itself.
 const LOCAL: u8 = 2;
-/// The index of `lo` in every network namespace.
-const LO: u32 = 1;
 
-/// Something to have for a family.
+/// An attribute of a link.
+const LINK_MTU: u16 = 4;
+
+/// A range of Service addresses, made local.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Thing {
-    /// `ip route add local default dev lo table 64102`.
-    Route,
-    /// `ip rule add pref 64 fwmark 0x64100000/0xfff00000 lookup 64102`.
-    Rule,
+pub(super) struct Route {
+    /// The addresses.
+    pub(super) range: IpNet,
+    /// The address that connections to them come from.
+    pub(super) source: IpAddr,
+    /// The largest TCP segment that they announce.
+    pub(super) segment: u32,
 }
 
-impl Thing {
-    /// Both. The route comes first: a rule without it would lead nowhere.
-    pub(super) const ALL: [Self; 2] = [Self::Route, Self::Rule];
-
-    /// Makes it; refused if it is there.
-    pub(super) fn make(self, family: Family) -> Message {
-        let kind = match self {
-            Self::Route => NEW_ROUTE,
-            Self::Rule => NEW_RULE,
-        };
-        self.message(family, kind, CREATE | EXCLUSIVE)
+impl Route {
+    /// Makes it, in place of another one of the range.
+    pub(super) fn make(&self) -> Message {
+        self.message(NEW_ROUTE, CREATE | REPLACE)
     }
 
     /// Removes it; refused if it is not there.
-    pub(super) fn delete(self, family: Family) -> Message {
-        let kind = match self {
-            Self::Route => DELETE_ROUTE,
-            Self::Rule => DELETE_RULE,
-        };
-        self.message(family, kind, 0)
+    pub(super) fn delete(&self) -> Message {
+        self.message(DELETE_ROUTE, 0)
     }
 
-    fn message(self, family: Family, kind: u16, flags: u16) -> Message {
-        let (header, attributes) = match self {
-            Self::Route => (
-                // Family, lengths of destination and source, TOS, table (below), who, scope, type, flags.
-                [family.number(), 0, 0, 0, 0, STATIC, SCOPE_HOST, LOCAL, 0, 0, 0, 0],
-                Attributes::default().native(ROUTE_TABLE, ROUTING_TABLE).native(ROUTE_DEVICE, LO),
-            ),
-            Self::Rule => (
-                // Family, lengths of destination and source, TOS, table (below), two unused, action, flags.
-                [family.number(), 0, 0, 0, 0, 0, 0, TO_TABLE, 0, 0, 0, 0],
-                Attributes::default()
-                    .native(RULE_PRIORITY, RULE_PREFERENCE)
-                    .native(RULE_MARK, MARK)
-                    .native(RULE_MASK, MARK_MASK)
-                    .native(RULE_TABLE, ROUTING_TABLE),
-            ),
-        };
+    fn message(&self, kind: u16, flags: u16) -> Message {
+        let family = Family::of(self.source);
+        // Family, lengths of destination and source, TOS, table (below), who, scope, type, flags.
+        let header =
+            [family.number(), self.range.prefix_len(), 0, 0, 0, STATIC, SCOPE_HOST, LOCAL, 0, 0, 0, 0];
+        let attributes = Attributes::default()
+            .bytes(ROUTE_DESTINATION, &octets(self.range.network()))
+            .native(ROUTE_TABLE, ROUTING_TABLE)
+            .native(ROUTE_DEVICE, LO)
+            .bytes(ROUTE_SOURCE, &octets(self.source))
+            .nested(ROUTE_METRICS, Attributes::default().native(METRIC_SEGMENT, self.segment));
         Message::new(kind, flags, &header).with(attributes).acknowledged()
     }
 
-    /// Asks for all of a family.
-    pub(super) fn ask(self, family: Family) -> Message {
-        let kind = match self {
-            Self::Route => GET_ROUTE,
-            Self::Rule => GET_RULE,
+    /// A route of ours, from an answer to [`ask_routes`].
+    pub(super) fn read(item: &[u8]) -> Option<Self> {
+        let (header, rest) = item.split_at_checked(12)?;
+        let is_ours = header[7] == LOCAL
+            && native(rest, ROUTE_TABLE) == Some(ROUTING_TABLE)
+            && native(rest, ROUTE_DEVICE) == Some(LO);
+        let source = address(attribute(rest, ROUTE_SOURCE)?)?;
+        let network = match attribute(rest, ROUTE_DESTINATION) {
+            Some(destination) => address(destination)?,
+            None => Family::of(source).unspecified(),
         };
-        Message::new(kind, DUMP, &[family.number(), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+        let range = IpNet::new(network, header[1]).ok()?;
+        let segment = native(attribute(rest, ROUTE_METRICS)?, METRIC_SEGMENT)?;
+        is_ours.then_some(Self { range, source, segment })
+    }
+}
+
+/// How packets to some address leave, as the kernel says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Way {
+    pub(super) source: IpAddr,
+    /// The index of the link.
+    pub(super) device: u32,
+    /// What the route itself says.
+    mtu: Option<u32>,
+    segment: Option<u32>,
+}
+
+impl Way {
+    /// From an answer to [`ask_way`].
+    pub(super) fn read(item: &[u8]) -> Option<Self> {
+        let (_, rest) = item.split_at_checked(12)?;
+        let metric = |kind| attribute(rest, ROUTE_METRICS).and_then(|metrics| native(metrics, kind));
+        Some(Self {
+            source: address(attribute(rest, ROUTE_SOURCE)?)?,
+            device: native(rest, ROUTE_DEVICE)?,
+            mtu: metric(METRIC_MTU),
+            segment: metric(METRIC_SEGMENT),
+        })
     }
 
-    /// Whether an answer to [`Self::ask`] is ours.
-    pub(super) fn is(self, family: Family, item: &[u8]) -> bool {
-        let Some((header, rest)) = item.split_at_checked(12) else { return false };
-        let has = |kind, value| attribute(rest, kind).and_then(|bytes| number(bytes, 0)) == Some(value);
-        let ours = match self {
-            Self::Route => {
-                header[1] == 0
-                    && header[7] == LOCAL
-                    && has(ROUTE_TABLE, ROUTING_TABLE)
-                    && has(ROUTE_DEVICE, LO)
-            }
-            Self::Rule => {
-                has(RULE_PRIORITY, RULE_PREFERENCE)
-                    && has(RULE_MARK, MARK)
-                    && has(RULE_MASK, MARK_MASK)
-                    && has(RULE_TABLE, ROUTING_TABLE)
-            }
-        };
-        header[0] == family.number() && ours
+    /// The largest TCP segment that fits, over a link of this MTU.
+    pub(super) fn segment(&self, link_mtu: u32) -> u32 {
+        /// What every machine must take.
+        const LEAST: u32 = 536;
+        let headers = if self.source.is_ipv4() { 40 } else { 60 };
+        let fitting = self.mtu.unwrap_or(link_mtu).saturating_sub(headers);
+        self.segment.unwrap_or(fitting).max(LEAST)
     }
+}
+
+/// Asks how packets to an address leave. The protocol is UDP if none is named, so our own rule does not count.
+pub(super) fn ask_way(to: IpAddr) -> Message {
+    let family = Family::of(to);
+    let header = [family.number(), family.length() * 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let attributes = Attributes::default().bytes(ROUTE_DESTINATION, &octets(to));
+    Message::new(GET_ROUTE, 0, &header).with(attributes).acknowledged()
+}
+
+/// Asks about a link.
+pub(super) fn ask_link(index: u32) -> Message {
+    // Family, type, index, flags, change.
+    let mut header = [0; 16];
+    header[4..8].copy_from_slice(&index.to_ne_bytes());
+    Message::new(GET_LINK, 0, &header).acknowledged()
+}
+
+/// The MTU in an answer to [`ask_link`].
+pub(super) fn read_mtu(item: &[u8]) -> Option<u32> {
+    native(item.get(16..)?, LINK_MTU)
+}
+
+/// Asks for all routes of a family.
+pub(super) fn ask_routes(family: Family) -> Message {
+    Message::new(GET_ROUTE, DUMP, &[family.number(), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+}
+
+/// Makes the rule of a family; refused if it is there.
+pub(super) fn make_rule(family: Family) -> Message {
+    rule(family, NEW_RULE, CREATE | EXCLUSIVE)
+}
+
+/// Removes it; refused if it is not there.
+pub(super) fn delete_rule(family: Family) -> Message {
+    rule(family, DELETE_RULE, 0)
+}
+
+fn rule(family: Family, kind: u16, flags: u16) -> Message {
+    // Family, lengths of destination and source, TOS, table (below), two unused, action, flags.
+    let header = [family.number(), 0, 0, 0, 0, 0, 0, TO_TABLE, 0, 0, 0, 0];
+    let attributes = Attributes::default()
+        .native(RULE_PRIORITY, RULE_PREFERENCE)
+        .text(RULE_INPUT, "lo")
+        .bytes(RULE_PROTOCOL, &[TCP])
+        .native(RULE_MARK, 0)
+        .native(RULE_MASK, MARK_MASK)
+        .native(RULE_TABLE, ROUTING_TABLE);
+    Message::new(kind, flags, &header).with(attributes).acknowledged()
+}
+
+/// Asks for all rules of a family.
+pub(super) fn ask_rules(family: Family) -> Message {
+    Message::new(GET_RULE, DUMP, &[family.number(), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+}
+
+/// Whether an answer to [`ask_rules`] is our rule.
+pub(super) fn is_rule(item: &[u8]) -> bool {
+    let rest = item.get(12..).unwrap_or_default();
+    native(rest, RULE_PRIORITY) == Some(RULE_PREFERENCE)
+        && native(rest, RULE_MASK) == Some(MARK_MASK)
+        && attribute(rest, RULE_PROTOCOL) == Some(&[TCP])
+        && native(rest, RULE_TABLE) == Some(ROUTING_TABLE)
+}
+
+/// Whether an answer to [`ask_rules`] is a rule that makes the kernel look at the protocol of what arrives when it checks
+/// its sender: then our own rule would count there, and the node's answers would not pass.
+pub(super) fn looks_into_arrivals(item: &[u8]) -> bool {
+    let rest = item.get(12..).unwrap_or_default();
+    let looks = RULE_LOOKS.iter().any(|kind| attribute(rest, *kind).is_some());
+    looks && text(rest, RULE_INPUT).as_deref() != Some("lo")
 }
 
 /// Asks for all addresses of a family.
@@ -127,4 +230,23 @@ pub(super) fn ask_addresses(family: Family) -> Message {
 pub(super) fn is_address(family: Family, item: &[u8]) -> bool {
     // Family, length of the prefix, flags, scope, device.
     matches!(item, [found, _, _, scope, ..] if *found == family.number() && *scope < SCOPE_LINK)
+}
+
+fn native(attributes: &[u8], kind: u16) -> Option<u32> {
+    number(attribute(attributes, kind)?, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_leaves_room_for_the_headers_unless_the_route_says_its_size() {
+        let way = Way { source: [10, 244, 0, 7].into(), device: 2, mtu: None, segment: None };
+        assert_eq!(way.segment(1450), 1410);
+        assert_eq!(Way { mtu: Some(1400), ..way }.segment(1450), 1360);
+        assert_eq!(Way { segment: Some(1200), ..way }.segment(1450), 1200);
+        assert_eq!(way.segment(68), 536);
+        assert_eq!(Way { source: "fd00::7".parse().unwrap(), ..way }.segment(1500), 1440);
+    }
 }

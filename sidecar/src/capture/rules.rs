@@ -2,31 +2,37 @@
 //! Never speaks to the kernel; [`super::table`] does.
 //!
 //! ```text
+//! routing ─▶ TCP to the ranges: lo, unless it has the mark
 //! output ─▶ outside the ranges: untouched
-//!        ─▶ ipv4, ipv6 ─▶ signals of the sidecar's user ─▶ sets; dropped
-//!                      ─▶ not TCP, skipped: untouched
-//!                      ─▶ first packet (SYN) ─▶ opening ─▶ the sidecar's own, or not alive ─▶ leaving: remembered
-//!                      │                                ─▶ served ─▶ take: marked, hence rerouted to lo
-//!                      │                                ─▶ refused: reset; dropped: gone; any other ─▶ leaving
-//!                      ─▶ remembered flow ─▶ passing, ending: untouched
-//!                      ─▶ any other later packet ─▶ take
-//! prerouting ─▶ marked and from lo ─▶ the sidecar's listener; its absence drops the first packet of a connection
+//!        ─▶ ipv4, ipv6 ─▶ TCP ─▶ first packet (SYN) ─▶ opening ─▶ the sidecar's own, skipped, not alive ─▶ leaving
+//!                      │      │                               ─▶ served: untouched, and so captured
+//!                      │      │                               ─▶ refused: reset; dropped: gone; any other ─▶ leaving
+//!                      │      ─▶ remembered flow ─▶ passing ─▶ leave: the mark, and so the node
+//!                      │      ─▶ any other: untouched
+//!                      ─▶ signals of the sidecar's user ─▶ sets; dropped
+//! prerouting ─▶ from lo to the ranges ─▶ the sidecar's listener; its absence drops the first packet of a connection
 //! ```
 //! A flow is captured or not by its SYN alone, so that a heartbeat that lapses or returns breaks nothing. What passes is
 //! remembered rather than what is captured: that is little while the sidecar is alive. The sidecar's own flows are
 //! remembered too, as the kernel no longer knows whose a connection is once its program has closed it, though it may
 //! still have bytes to send.
+//!
+//! The socket of a captured connection has its route to lo from connect() on: its packets cost two looks at headers and
+//! one into a set. To mark those that are captured, rather than those that are not, costs each of them a route anew.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use super::agreement::{
     ALIVE_LASTS, ALIVE_SET, CLOSING_LASTS, CLOSING_SET, DROPPED_SET, LISTENER_V4, LISTENER_V6, MARK,
-    PASSED_LASTS, PASSED_SET, PORT, REFUSED_SET, SERVED_SET, SERVICES_SET, Signal, VERDICT_LASTS,
+    PASSED_LASTS, PASSED_SET, PORT, REFUSED_SET, SERVED_SET, Signal, VERDICT_LASTS,
 };
 use super::expression::{
-    ACK, Change, Comparison, Expression, FIN, FIRST, Fact, RST, SYN, TCP, UDP, Verdict, destination_in, dscp,
-    family as is_family, flow, mark, place, port_in, protocol, rerouted, tcp_flags, user,
+    ACK, Change, Comparison, Expression, FIN, FIRST, Fact, RST, SYN, TCP, UDP, Verdict, carries_data,
+    destination_in, destination_within, dscp, family as is_family, flow, from_loopback, mark, place, port_in,
+    protocol, tcp_flags, user,
 };
 use super::family::{Family, octets};
 use super::plan::Plan;
@@ -90,10 +96,13 @@ const DELIVERING: &str = "delivering";
 /// All chains. A chain comes before those that lead to it.
 pub(super) fn chains(plan: &Plan) -> Vec<Chain> {
     let mut chains = vec![Chain {
-        name: "take".to_owned(),
+        name: "leave".to_owned(),
         hook: None,
         rules: vec![Rule::new(
-            format!("gets the mark {:#x}, with which it is routed to lo instead of the node", MARK),
+            format!(
+                "gets the mark {:#x}, with which it is routed to the node as if nothing were captured",
+                MARK
+            ),
             [&mark()[..]],
         )],
     }];
@@ -101,81 +110,64 @@ pub(super) fn chains(plan: &Plan) -> Vec<Chain> {
         chains.extend([
             leaving(family),
             passing(family),
-            ending(family),
-            opening(family, plan.user),
+            opening(family, plan),
+            tcp(family),
             signals(family),
-            captured(family, plan),
+            ip(family, plan.user),
         ]);
     }
     chains.push(output(plan));
     chains.push(delivering(plan));
-    chains.push(prerouting());
+    chains.push(prerouting(plan));
     chains
 }
 
 fn output(plan: &Plan) -> Chain {
-    let rules = plan.families().into_iter().map(|family| {
-        let chain = format!("ipv{}", family.digit());
+    let rules = ranges(plan).map(|(family, range)| {
+        let chain = named("ipv", family);
         Rule::new(
-            format!("{family} to a Service address goes through chain {chain}; everything else is untouched"),
-            [&is_family(family)[..], &destination_in(family, named(SERVICES_SET, family)), &[goto(&chain)]],
+            format!("{family} to {range} goes through chain {chain}; everything else is untouched"),
+            [&is_family(family)[..], &destination_within(range), &[goto(&chain)]],
         )
     });
     let hook = Hook { kind: "route", number: OUTPUT, priority: MANGLE };
     Chain { name: "output".to_owned(), hook: Some(hook), rules: rules.collect() }
 }
 
-fn captured(family: Family, plan: &Plan) -> Chain {
-    let sidecar = plan.user;
-    let [opening, passing, ending, signals] =
-        ["opening", "passing", "ending", "signals"].map(|name| named(name, family));
-    let known = |set: &str| [&flow(family)[..], &[Expression::Lookup(named(set, family), true)]].concat();
-    let mut rules = vec![
+fn ranges(plan: &Plan) -> impl Iterator<Item = (Family, IpNet)> + '_ {
+    plan.services.iter().map(|range| (Family::of(range.addr()), *range))
+}
+
+fn ip(family: Family, sidecar: u32) -> Chain {
+    let [tcp, signals] = ["tcp", "signals"].map(|name| named(name, family));
+    let rules = vec![
         Rule::new(
-            format!("UDP of user {sidecar} may be a signal: see chain {signals}"),
+            format!("TCP goes through chain {tcp}"),
+            [&protocol(Comparison::Equal, TCP)[..], &[goto(&tcp)]],
+        ),
+        Rule::new(
+            format!(
+                "UDP of user {sidecar} may be a signal: see chain {signals}; everything else is untouched"
+            ),
             [&protocol(Comparison::Equal, UDP)[..], &user(sidecar), &[goto(&signals)]],
         ),
-        Rule::new(
-            "anything but TCP is untouched",
-            [&protocol(Comparison::Unequal, TCP)[..], &[Expression::Verdict(Verdict::Return)]],
-        ),
     ];
-    // Every packet of every captured connection would look in vain for what nobody asked for.
-    if !plan.skip_ports.is_empty() {
-        rules.push(Rule::new(
-            "skipped ports are untouched",
-            [&port_in(SKIP_PORTS_SET.to_owned())[..], &[Expression::Verdict(Verdict::Return)]],
-        ));
-    }
-    if !plan.skip_subnets.is_empty() {
-        rules.push(Rule::new(
-            "skipped subnets are untouched",
-            [
-                &destination_in(family, named(SKIP_SUBNETS_SET, family))[..],
-                &[Expression::Verdict(Verdict::Return)],
-            ],
-        ));
-    }
-    rules.extend([
+    Chain { name: named("ipv", family), hook: None, rules }
+}
+
+fn tcp(family: Family) -> Chain {
+    let [opening, passing] = ["opening", "passing"].map(|name| named(name, family));
+    let rules = vec![
         Rule::new(
             format!("the first packet of a connection decides over all of it: see chain {opening}"),
             [&first()[..], &[goto(&opening)]],
         ),
         Rule::new(
-            format!("a connection that was let pass stays untouched: see chain {passing}"),
-            [&known(PASSED_SET)[..], &[goto(&passing)]],
+            format!("a connection that was let pass goes on to: see chain {passing}; any other is captured"),
+            [&flow(family)[..], &[Expression::Lookup(named(PASSED_SET, family), true), goto(&passing)]],
         ),
-        Rule::new(
-            format!("so does one whose client has said its last: see chain {ending}"),
-            [&known(CLOSING_SET)[..], &[goto(&ending)]],
-        ),
-        Rule::new(
-            format!("what user {sidecar} sends itself is untouched"),
-            [&user(sidecar)[..], &[Expression::Verdict(Verdict::Return)]],
-        ),
-        Rule::new("any other packet belongs to a captured connection", [&[goto("take")][..]]),
-    ]);
-    Chain { name: format!("ipv{}", family.digit()), hook: None, rules }
+    ];
+    Chain { name: named("tcp", family), hook: None, rules }
 }
 
 fn signals(family: Family) -> Chain {
@@ -226,19 +218,33 @@ fn signals(family: Family) -> Chain {
     Chain { name: named("signals", family), hook: None, rules }
 }
 
-fn opening(family: Family, sidecar: u32) -> Chain {
+fn opening(family: Family, plan: &Plan) -> Chain {
+    let sidecar = plan.user;
     let leaving = named("leaving", family);
     let in_set =
         |loads: &[Expression], set: &str| [loads, &[Expression::Lookup(named(set, family), true)]].concat();
     let forget = |set: &str| Expression::Change(Change::Delete, named(set, family));
-    let rules = vec![
+    let captured = [Expression::Verdict(Verdict::Accept)];
+    let mut rules = vec![Rule::new(
+        format!("user {sidecar} connects to the node: see chain {leaving}"),
+        [&user(sidecar)[..], &[goto(&leaving)]],
+    )];
+    if !plan.skip_ports.is_empty() {
+        rules.push(Rule::new(
+            "skipped ports go there too",
+            [&port_in(SKIP_PORTS_SET.to_owned())[..], &[goto(&leaving)]],
+        ));
+    }
+    if !plan.skip_subnets.is_empty() {
+        rules.push(Rule::new(
+            "so do skipped subnets",
+            [&destination_in(family, named(SKIP_SUBNETS_SET, family))[..], &[goto(&leaving)]],
+        ));
+    }
+    rules.extend([
         Rule::new(
-            format!("user {sidecar} connects to the node: see chain {leaving}"),
-            [&user(sidecar)[..], &[goto(&leaving)]],
-        ),
-        Rule::new(
-            "a probe of `remora capture` is taken, whoever is alive",
-            [&in_set(&flow(family), PROBED_SET)[..], &[goto("take")]],
+            "a probe of `remora capture` is captured, whoever is alive",
+            [&in_set(&flow(family), PROBED_SET)[..], &captured],
         ),
         Rule::new(
             format!("without a living sidecar, a connection goes to the node: see chain {leaving}"),
@@ -254,7 +260,7 @@ fn opening(family: Family, sidecar: u32) -> Chain {
         ),
         Rule::new(
             "a Service port that the sidecar serves is captured",
-            [&in_set(&place(family), SERVED_SET)[..], &[goto("take")]],
+            [&in_set(&place(family), SERVED_SET)[..], &captured],
         ),
         Rule::new(
             "one that it refuses answers with a reset",
@@ -268,7 +274,7 @@ fn opening(family: Family, sidecar: u32) -> Chain {
             format!("any other address and port is the node's business: see chain {leaving}"),
             [&[goto(&leaving)][..]],
         ),
-    ];
+    ]);
     Chain { name: named("opening", family), hook: None, rules }
 }
 
@@ -280,65 +286,54 @@ fn leaving(family: Family) -> Chain {
             &[
                 Expression::Change(Change::Delete, named(CLOSING_SET, family)),
                 Expression::Change(Change::Update, named(PASSED_SET, family)),
+                goto("leave"),
             ],
         ],
     );
-    Chain { name: named("leaving", family), hook: None, rules: vec![rule] }
+    // What cannot be remembered at this moment is lost, but must not be taken for captured.
+    let full = Rule::new("also if there is no room to remember it", [&[goto("leave")][..]]);
+    Chain { name: named("leaving", family), hook: None, rules: vec![rule, full] }
 }
 
 fn passing(family: Family) -> Chain {
     let [passed, closing] = [PASSED_SET, CLOSING_SET].map(|set| named(set, family));
+    let forget = |set: &String| Expression::Change(Change::Delete, set.clone());
+    let closes = [
+        Expression::Change(Change::Update, closing.clone()),
+        Expression::Keep(CLOSING_LASTS, passed.clone()),
+        goto("leave"),
+    ];
+    let minutes = |lasts: Duration| lasts.as_secs() / 60;
     let rules = vec![
-        reset(family, &passed),
         Rule::new(
-            format!("FIN is the client's last: remembered for {} min", CLOSING_LASTS.as_secs() / 60),
-            [
-                &tcp_flags(FIN, FIN)[..],
-                &flow(family),
-                &[
-                    Expression::Change(Change::Update, closing),
-                    Expression::Change(Change::Delete, passed.clone()),
-                    Expression::Verdict(Verdict::Return),
-                ],
-            ],
+            "a reset ends it: forgotten",
+            [&tcp_flags(RST, RST)[..], &flow(family), &[forget(&closing), forget(&passed), goto("leave")]],
         ),
-        remembered(family, &passed, PASSED_LASTS),
+        Rule::new(
+            format!("FIN is the client's last: remembered for {} min", minutes(CLOSING_LASTS)),
+            [&tcp_flags(FIN, FIN)[..], &flow(family), &closes],
+        ),
+        Rule::new(
+            format!("after its last it is remembered for {} min from here on", minutes(CLOSING_LASTS)),
+            [&flow(family)[..], &[Expression::Lookup(closing.clone(), true)], &closes],
+        ),
+        Rule::new(
+            format!("any other is remembered for {} min from here on", minutes(PASSED_LASTS)),
+            [&flow(family)[..], &[Expression::Change(Change::Update, passed.clone()), goto("leave")]],
+        ),
     ];
     Chain { name: named("passing", family), hook: None, rules }
 }
 
-fn ending(family: Family) -> Chain {
-    let closing = named(CLOSING_SET, family);
-    let rules = vec![reset(family, &closing), remembered(family, &closing, CLOSING_LASTS)];
-    Chain { name: named("ending", family), hook: None, rules }
-}
-
-fn reset(family: Family, set: &str) -> Rule {
-    Rule::new(
-        "a reset ends it: forgotten",
-        [
-            &tcp_flags(RST, RST)[..],
-            &flow(family),
-            &[Expression::Change(Change::Delete, set.to_owned()), Expression::Verdict(Verdict::Return)],
-        ],
-    )
-}
-
-fn remembered(family: Family, set: &str, lasts: Duration) -> Rule {
-    Rule::new(
-        format!("is remembered for {} min from here on", lasts.as_secs() / 60),
-        [&flow(family)[..], &[Expression::Change(Change::Update, set.to_owned())]],
-    )
-}
-
-/// One look at the mark is all that other packets are held up for.
-fn prerouting() -> Chain {
-    let rules = vec![Rule::new(
-        format!("captured packets go to the sidecar: see chain {DELIVERING}; everything else is untouched"),
-        [&rerouted()[..], &[goto(DELIVERING)]],
-    )];
+fn prerouting(plan: &Plan) -> Chain {
+    let rules = ranges(plan).map(|(family, range)| {
+        Rule::new(
+            format!("what comes from here to {range} goes through chain {DELIVERING}; everything else is untouched"),
+            [&from_loopback()[..], &is_family(family), &destination_within(range), &[goto(DELIVERING)]],
+        )
+    });
     let hook = Hook { kind: "filter", number: PREROUTING, priority: MANGLE };
-    Chain { name: "prerouting".to_owned(), hook: Some(hook), rules }
+    Chain { name: "prerouting".to_owned(), hook: Some(hook), rules: rules.collect() }
 }
 
 fn delivering(plan: &Plan) -> Chain {
@@ -347,6 +342,12 @@ fn delivering(plan: &Plan) -> Chain {
         let listener = listener(family);
         let address = FIRST;
         let port = FIRST + u32::from(family.length() / 4);
+        rules.push(Rule::new(
+            format!(
+                "{family} with data belongs to a connection that the sidecar has, and the kernel finds it"
+            ),
+            [&is_family(family)[..], &carries_data(family), &[Expression::Verdict(Verdict::Accept)]],
+        ));
         rules.push(Rule::new(
             format!("captured {family} goes to the sidecar at {}", SocketAddr::new(listener, PORT)),
             [
@@ -412,7 +413,9 @@ mod tests {
                 for expression in &rule.expressions {
                     match expression {
                         Expression::Verdict(Verdict::Goto(to)) => assert!(before.contains(to), "{to}"),
-                        Expression::Lookup(set, _) | Expression::Change(_, set) => {
+                        Expression::Lookup(set, _)
+                        | Expression::Change(_, set)
+                        | Expression::Keep(_, set) => {
                             assert!(sets.contains(set), "{set}");
                         }
                         _ => {}

@@ -6,7 +6,7 @@
 //! | `services4`, `services6`, `skip_ports`, `skip_subnets4`, `skip_subnets6` | address or port | `up` |
 //! | `alive` | IP family | signals |
 //! | `served4`, `refused4`, `dropped4`, and 6 | address, port | signals |
-//! | `passed4`, `closing4`, and 6 | source port, address, port | packets that pass, and `up` |
+//! | `passed4`, `closing4` (its part), and 6 | source port, address, port | packets that pass, and `up` |
 //! | `probed4`, and 6 | source port, address, port | the probe of `up` |
 //! | `arriving4`, and 6; only while `up` runs | address | `up` |
 

@@ -5,11 +5,12 @@
 //! wanted one; the kernel's own way of writing it back differs from kernel to kernel.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::Duration;
 
 use super::agreement::TABLE;
 use super::flows::Flow;
-use super::message::{APPEND, Attributes, CREATE, DUMP, Message, attribute, attributes, number, text};
+use super::message::{
+    APPEND, Attributes, CREATE, DUMP, Message, attribute, attributes, milliseconds, number, text,
+};
 use super::rules::{Chain, Rule};
 use super::sets::{Contents, Set};
 
@@ -202,10 +203,6 @@ fn flags(set: &Set) -> u32 {
         Contents::Fixed(_) => INTERVAL,
         Contents::Moving(..) => TIMEOUT | DYNAMIC,
     }
-}
-
-fn milliseconds(duration: Duration) -> [u8; 8] {
-    (duration.as_millis() as u64).to_be_bytes()
 }
 
 /// What is noted beside a rule: type, length, value; twice.
