@@ -377,6 +377,7 @@ fn entry(service: &Service, survey: Survey<'_>, old: Option<&ServicePort>) -> Se
         external_local: survey.external_local,
         has_any: survey.has_any,
         balance: service.balance,
+        is_cluster_whole: cluster.members.len() == endpoints.len(),
         endpoints,
         cluster,
         local,

@@ -157,17 +157,19 @@ pub fn explain<'t>(
     let short_circuit = declared_local && path != Path::ClusterIp && question.flow.inside;
     let local = declared_local && !short_circuit;
     let pool = if local { &port.local } else { &port.cluster };
-    listen(Step::Policy { path, local, short_circuit, members: pool.members.len() });
+    let is_whole = !local && port.is_cluster_whole;
+    let size = if is_whole { port.endpoints.len() } else { pool.members.len() };
+    listen(Step::Policy { path, local, short_circuit, members: size });
 
     if path == Path::LoadBalancer && !in_ranges(port, &question.flow) {
         listen(Step::OutOfRange);
         return Verdict::Drop;
     }
-    if pool.members.is_empty() {
+    if size == 0 {
         listen(Step::Empty { elsewhere: port.has_any });
         return if port.has_any { Verdict::Drop } else { Verdict::Refuse };
     }
-    let choice = Choice { port, pool, question, health };
+    let choice = Choice { port, pool, size: size as u32, is_whole, question, health };
     let pinned = match choice.pinned(local) {
         None => None,
         Some(Ok(endpoint)) => {
@@ -212,6 +214,10 @@ fn in_ranges(port: &ServicePort, flow: &Flow) -> bool {
 struct Choice<'t, 'q, H> {
     port: &'t ServicePort,
     pool: &'t Pool,
+    /// How many members the pool has.
+    size: u32,
+    /// Every endpoint is one, and the list of members need not be looked at.
+    is_whole: bool,
     question: &'q Question<'q>,
     health: &'q H,
 }
@@ -254,25 +260,26 @@ impl<'t, H: Health> Choice<'t, '_, H> {
     #[inline]
     fn draw(&self) -> (u32, u32) {
         let Question { flow, draw, .. } = self.question;
-        let members = &self.pool.members;
-        let n = members.len() as u32;
-        let one = match (self.port.balance, &self.pool.maglev) {
-            (Balance::LeastConnections, _) if n > 1 => {
+        let n = self.size;
+        let maglev = || self.pool.maglev.as_ref();
+        let one = match self.port.balance {
+            Balance::LeastConnections if n > 1 => {
                 let (a, b) = two_below(draw.hash, n);
                 return (self.member(a), self.member(b));
             }
-            (Balance::Maglev, Some(maglev)) => maglev.member(client_hash(flow.client.ip())) as u32,
-            (Balance::RoundRobin, _) => (draw.turn % u64::from(n)) as u32,
+            Balance::Maglev if let Some(maglev) = maglev() => {
+                maglev.member(client_hash(flow.client.ip())) as u32
+            }
+            Balance::RoundRobin => (draw.turn % u64::from(n)) as u32,
             _ => below((draw.hash >> 32) as u32, n),
         };
         (self.member(one), self.member(one))
     }
 
-    /// The member at a position of the pool. Mostly every endpoint is one, and the list need not be looked at.
+    /// The member at a position of the pool.
     #[inline]
     fn member(&self, at: u32) -> u32 {
-        let members = &self.pool.members;
-        if members.len() == self.port.endpoints.len() { at } else { members[at as usize] }
+        if self.is_whole { at } else { self.pool.members[at as usize] }
     }
 
     /// Of two endpoints the one with fewer active connections, a failing one only if both fail.

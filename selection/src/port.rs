@@ -25,26 +25,12 @@ pub struct PortId {
 
 /// One port of a Service in one family, ready to pick from. The policies are evaluated: a pick looks at
 /// [`ServicePort::cluster`] or [`ServicePort::local`] and at nothing of Kubernetes.
+///
+/// In a big table a pick waits for memory longer than it works, so the fields that every pick reads come first and
+/// fill one cache line: hence the fixed order and the alignment.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct ServicePort {
-    /// Which one this is.
-    pub id: PortId,
-    /// The Service's address of this family.
-    pub cluster_ip: IpAddr,
-    /// The port on [`Self::cluster_ip`] and on every other address but a node's.
-    pub port: u16,
-    /// The port on the nodes, 0 if none.
-    pub node_port: u16,
-    /// `externalIPs` of this family.
-    pub external_ips: Box<[IpAddr]>,
-    /// The load balancer's addresses of this family that packets keep as destination.
-    pub load_balancer_vips: Box<[IpAddr]>,
-    /// Who may use [`Self::load_balancer_vips`]; everybody if empty.
-    pub source_ranges: Box<[IpNet]>,
-    /// How long a client stays with its endpoint, in seconds; `None` without session affinity.
-    pub affinity_seconds: Option<u32>,
-    /// The port of the health check of a load balancer, 0 if none.
-    pub health_check_node_port: u16,
     /// The internal traffic policy is `Local`.
     pub internal_local: bool,
     /// The external traffic policy is `Local`.
@@ -53,16 +39,36 @@ pub struct ServicePort {
     pub has_any: bool,
     /// How to choose.
     pub balance: Balance,
+    /// How long a client stays with its endpoint, in seconds; `None` without session affinity.
+    pub affinity_seconds: Option<u32>,
+    /// Every endpoint is a member of [`Self::cluster`], whose list need then not be looked at.
+    pub(crate) is_cluster_whole: bool,
     /// Every endpoint of either pool, once, ordered by address.
     pub endpoints: Box<[Endpoint]>,
+    /// The turn counter of this port, shared by old and new tables.
+    pub(crate) turns: Arc<AtomicU64>,
     /// The endpoints for policy Cluster.
     pub cluster: Pool,
     /// The endpoints for policy Local.
     pub local: Pool,
+    /// Who may use [`Self::load_balancer_vips`]; everybody if empty.
+    pub source_ranges: Box<[IpNet]>,
+    /// Which one this is.
+    pub id: PortId,
+    /// The Service's address of this family.
+    pub cluster_ip: IpAddr,
+    /// The port on [`Self::cluster_ip`] and on every other address but a node's.
+    pub port: u16,
+    /// The port on the nodes, 0 if none.
+    pub node_port: u16,
+    /// The port of the health check of a load balancer, 0 if none.
+    pub health_check_node_port: u16,
+    /// `externalIPs` of this family.
+    pub external_ips: Box<[IpAddr]>,
+    /// The load balancer's addresses of this family that packets keep as destination.
+    pub load_balancer_vips: Box<[IpAddr]>,
     /// Endpoints that serve no longer but whose connections are still open: see [`Tally`].
     pub(crate) resting: Box<[Endpoint]>,
-    /// The turn counter of this port, shared by old and new tables.
-    pub(crate) turns: Arc<AtomicU64>,
 }
 
 /// One place that takes connections of a Service port. Its [`Tally`] outlives the table.
