@@ -3,6 +3,7 @@
 //! change. Readers borrow a table; nothing in it changes under them.
 
 use std::hash::BuildHasher;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use foldhash::fast::FixedState;
@@ -32,21 +33,47 @@ pub struct Change {
     pub ports: Vec<Arc<ServicePort>>,
 }
 
+/// Destinations of IPv4, nearly all there are, have a map of their own, by a number: it is hashed and compared in a
+/// few instructions, and several entries share a cache line.
 #[derive(Clone, Debug, Default)]
 struct Shard {
-    destinations: HashMap<Destination, Claims, FixedState>,
+    v4: HashMap<u64, Claim, FixedState>,
+    v6: HashMap<Destination, Claim, FixedState>,
+    /// Who else claims a destination, in the order of [`rank`]. That is a mistake of theirs (two Services with one
+    /// external IP), and must not lose the second when the first goes.
+    later: HashMap<Destination, Box<[Claim]>, FixedState>,
     services: HashMap<ServiceName, Ports, FixedState>,
 }
 
-/// Who claims a destination, the first one having it. More than one is a mistake of theirs (two Services with
-/// one external IP), and must not lose the second when the first goes.
-#[derive(Clone, Debug)]
-struct Claims {
-    first: Claim,
-    others: Box<[Claim]>,
+/// Who has a destination, and as what.
+type Claim = (Path, Arc<ServicePort>);
+
+/// What a destination is found by.
+enum Key<'a> {
+    V4(u64),
+    V6(&'a Destination),
 }
 
-type Claim = (Path, Arc<ServicePort>);
+impl<'a> Key<'a> {
+    #[inline]
+    fn of(destination: &'a Destination) -> Self {
+        match destination.ip {
+            IpAddr::V4(ip) => {
+                let (port, protocol) = (u64::from(destination.port), destination.protocol as u64);
+                Self::V4(u64::from(ip.to_bits()) << 32 | port << 16 | protocol)
+            }
+            IpAddr::V6(_) => Self::V6(destination),
+        }
+    }
+
+    #[inline]
+    fn hash(&self) -> u64 {
+        match self {
+            Self::V4(number) => HASH.hash_one(number),
+            Self::V6(destination) => HASH.hash_one(destination),
+        }
+    }
+}
 
 impl Default for Table {
     /// The empty table, version 0: nothing is known, everything passes.
@@ -64,9 +91,13 @@ impl Table {
 
     /// The port that serves `destination`, and as what it was dialled. `None`: not ours, it passes.
     pub fn at(&self, destination: &Destination) -> Option<(Path, &Arc<ServicePort>)> {
-        let hash = HASH.hash_one(destination);
-        let shard = &self.shards[index(hash)];
-        shard.destinations.get(destination).map(|claims| (claims.first.0, &claims.first.1))
+        let key = Key::of(destination);
+        let shard = &self.shards[index(key.hash())];
+        let claim = match key {
+            Key::V4(number) => shard.v4.get(&number),
+            Key::V6(destination) => shard.v6.get(destination),
+        };
+        claim.map(|(path, port)| (*path, port))
     }
 
     /// The ports of a Service, none if it is not served.
@@ -130,6 +161,53 @@ impl Shard {
     fn entry(&mut self, service: &ServiceName) -> &Ports {
         self.services.entry_ref(service).or_insert_with(|| Arc::new([]))
     }
+
+    fn first(&mut self, key: &Key<'_>) -> Option<&mut Claim> {
+        match key {
+            Key::V4(number) => self.v4.get_mut(number),
+            Key::V6(destination) => self.v6.get_mut(*destination),
+        }
+    }
+
+    fn add(&mut self, destination: Destination, claim: Claim) {
+        let key = Key::of(&destination);
+        let Some(first) = self.first(&key) else {
+            match key {
+                Key::V4(number) => self.v4.insert(number, claim),
+                Key::V6(destination) => self.v6.insert(*destination, claim),
+            };
+            return;
+        };
+        let mut later = claim;
+        if rank(&later) < rank(first) {
+            std::mem::swap(&mut later, first);
+        }
+        let all = self.later.entry(destination).or_default();
+        let mut claims = std::mem::take(all).into_vec();
+        claims.insert(claims.partition_point(|other| rank(other) < rank(&later)), later);
+        *all = claims.into();
+    }
+
+    fn remove(&mut self, destination: &Destination, is_it: impl Fn(&Claim) -> bool) {
+        let mut later = self.later.remove(destination).unwrap_or_default().into_vec();
+        let key = Key::of(destination);
+        match self.first(&key) {
+            Some(first) if is_it(first) => {
+                if later.is_empty() {
+                    match key {
+                        Key::V4(number) => self.v4.remove(&number),
+                        Key::V6(destination) => self.v6.remove(destination),
+                    };
+                } else {
+                    *first = later.remove(0);
+                }
+            }
+            _ => later.retain(|claim| !is_it(claim)),
+        }
+        if !later.is_empty() {
+            self.later.insert(*destination, later.into());
+        }
+    }
 }
 
 /// A table in the making: each shard is copied before it is first changed.
@@ -149,40 +227,13 @@ impl Edit {
     }
 
     fn claim(&mut self, destination: Destination, path: Path, port: &Arc<ServicePort>) {
-        let shard = self.shard(HASH.hash_one(destination));
-        let claim = (path, Arc::clone(port));
-        match shard.destinations.entry(destination) {
-            hashbrown::hash_map::Entry::Vacant(vacant) => {
-                vacant.insert(Claims { first: claim, others: Box::new([]) });
-            }
-            hashbrown::hash_map::Entry::Occupied(mut occupied) => {
-                let claims = occupied.get_mut();
-                let mut later = claim;
-                if rank(&later) < rank(&claims.first) {
-                    std::mem::swap(&mut later, &mut claims.first);
-                }
-                let mut others = std::mem::take(&mut claims.others).into_vec();
-                others.insert(others.partition_point(|other| rank(other) < rank(&later)), later);
-                claims.others = others.into();
-            }
-        }
+        let shard = self.shard(Key::of(&destination).hash());
+        shard.add(destination, (path, Arc::clone(port)));
     }
 
     fn release(&mut self, destination: Destination, path: Path, port: &Arc<ServicePort>) {
-        let shard = self.shard(HASH.hash_one(destination));
-        let is_it = |claim: &Claim| claim.0 == path && Arc::ptr_eq(&claim.1, port);
-        let Some(claims) = shard.destinations.get_mut(&destination) else { return };
-        let mut others = std::mem::take(&mut claims.others).into_vec();
-        if is_it(&claims.first) {
-            if others.is_empty() {
-                shard.destinations.remove(&destination);
-                return;
-            }
-            claims.first = others.remove(0);
-        } else {
-            others.retain(|claim| !is_it(claim));
-        }
-        claims.others = others.into();
+        let shard = self.shard(Key::of(&destination).hash());
+        shard.remove(&destination, |claim| claim.0 == path && Arc::ptr_eq(&claim.1, port));
     }
 }
 
