@@ -27,6 +27,7 @@ tests::tests! {
     what_the_sidecar_has_sent_arrives_after_it_has_closed,
     a_connection_to_a_dead_sidecar_reaches_the_node_within_five_seconds,
     strict_settings_of_the_kernel_are_no_obstacle,
+    what_leaves_is_as_large_as_the_way_to_the_node_allows,
     another_routing_rule_that_would_keep_answers_out_leaves_ipv4_alone,
     skipped_ports_and_subnets_are_untouched,
     udp_icmp_and_other_addresses_are_untouched,
@@ -403,6 +404,20 @@ async fn strict_settings_of_the_kernel_are_no_obstacle(world: World) {
     stand.lapse(heartbeat).await;
     assert_eq!(stand.who(80).await, NODE);
     all_echo(&mut open).await;
+}
+
+/// The node's own way is wider: what the Pod sends and announces is what its own allows.
+async fn what_leaves_is_as_large_as_the_way_to_the_node_allows(world: World) {
+    let stand = Stand::new(&world).await;
+    let narrow = stand.pod.command("ip").args(["link", "set", "eth0", "mtu", "1400"]).status();
+    assert!(narrow.expect("ip, of iproute2").success());
+    stand.up(&[]).await;
+    for to in service(80) {
+        let client = Client::open(&stand.pod, ROOT, to).await.unwrap_or_else(|error| panic!("{to}: {error}"));
+        let stream = client.into_stream();
+        let segment = socket2::SockRef::from(&stream).tcp_mss().expect("its segment size");
+        assert!((1200..=1360).contains(&segment), "{to}: {segment}");
+    }
 }
 
 async fn another_routing_rule_that_would_keep_answers_out_leaves_ipv4_alone(world: World) {

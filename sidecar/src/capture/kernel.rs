@@ -131,9 +131,11 @@ impl Kernel {
             // A refusal says that nothing leads there.
             let _ = self.route.dump(&routing::ask_way(range.network()), |_, item| way = Way::read(item));
             let way = way?;
-            let mut mtu = None;
-            let _ = self.route.dump(&routing::ask_link(way.device), |_, item| mtu = routing::read_mtu(item));
-            Some(Route { range, source: way.source, segment: way.segment(mtu?) })
+            let mut mtu = way.mtu;
+            let _ = self.route.dump(&routing::ask_link(way.device), |_, item| {
+                mtu = mtu.or(routing::read_mtu(item));
+            });
+            Some(Route { range, source: way.source, mtu: mtu? })
         };
         ranges.filter_map(route).collect()
     }

@@ -4,11 +4,11 @@
 //!
 //! ```text
 //! ip rule add pref 64 iif lo ipproto tcp fwmark 0/0xfff00000 lookup 64102
-//! ip route add local 10.96.0.0/16 dev lo table 64102 src 10.244.0.7 advmss 1410
+//! ip route add local 10.96.0.0/16 dev lo table 64102 src 10.244.0.7 mtu 1450
 //! ```
 //! `iif lo` means: sent from here. With it the kernel leaves the protocol out when it checks whether the sender of what
 //! arrives is where it should be, so that the node's answers from Service addresses pass this check, `rp_filter` too.
-//! Source and segment size are those of the way to the node: a connection may leave by it after all.
+//! Source and MTU are those of the way to the node: a connection may leave by it after all.
 
 use std::net::IpAddr;
 
@@ -50,7 +50,6 @@ const ROUTE_METRICS: u16 = 8;
 const ROUTE_TABLE: u16 = 15;
 /// Within its metrics.
 const METRIC_MTU: u16 = 2;
-const METRIC_SEGMENT: u16 = 8;
 /// Who made a route: an administrator.
 const STATIC: u8 = 4;
 /// Only for this machine.
@@ -70,8 +69,8 @@ pub(super) struct Route {
     pub(super) range: IpNet,
     /// The address that connections to them come from.
     pub(super) source: IpAddr,
-    /// The largest TCP segment that they announce.
-    pub(super) segment: u32,
+    /// The largest packets that they send and announce.
+    pub(super) mtu: u32,
 }
 
 impl Route {
@@ -95,7 +94,7 @@ impl Route {
             .native(ROUTE_TABLE, ROUTING_TABLE)
             .native(ROUTE_DEVICE, LO)
             .bytes(ROUTE_SOURCE, &octets(self.source))
-            .nested(ROUTE_METRICS, Attributes::default().native(METRIC_SEGMENT, self.segment));
+            .nested(ROUTE_METRICS, Attributes::default().native(METRIC_MTU, self.mtu));
         Message::new(kind, flags, &header).with(attributes).acknowledged()
     }
 
@@ -111,8 +110,8 @@ impl Route {
             None => Family::of(source).unspecified(),
         };
         let range = IpNet::new(network, header[1]).ok()?;
-        let segment = native(attribute(rest, ROUTE_METRICS)?, METRIC_SEGMENT)?;
-        is_ours.then_some(Self { range, source, segment })
+        let mtu = native(attribute(rest, ROUTE_METRICS)?, METRIC_MTU)?;
+        is_ours.then_some(Self { range, source, mtu })
     }
 }
 
@@ -122,31 +121,19 @@ pub(super) struct Way {
     pub(super) source: IpAddr,
     /// The index of the link.
     pub(super) device: u32,
-    /// What the route itself says.
-    mtu: Option<u32>,
-    segment: Option<u32>,
+    /// If the route itself says it; else it is that of the link.
+    pub(super) mtu: Option<u32>,
 }
 
 impl Way {
     /// From an answer to [`ask_way`].
     pub(super) fn read(item: &[u8]) -> Option<Self> {
         let (_, rest) = item.split_at_checked(12)?;
-        let metric = |kind| attribute(rest, ROUTE_METRICS).and_then(|metrics| native(metrics, kind));
         Some(Self {
             source: address(attribute(rest, ROUTE_SOURCE)?)?,
             device: native(rest, ROUTE_DEVICE)?,
-            mtu: metric(METRIC_MTU),
-            segment: metric(METRIC_SEGMENT),
+            mtu: attribute(rest, ROUTE_METRICS).and_then(|metrics| native(metrics, METRIC_MTU)),
         })
-    }
-
-    /// The largest TCP segment that fits, over a link of this MTU.
-    pub(super) fn segment(&self, link_mtu: u32) -> u32 {
-        /// What every machine must take.
-        const LEAST: u32 = 536;
-        let headers = if self.source.is_ipv4() { 40 } else { 60 };
-        let fitting = self.mtu.unwrap_or(link_mtu).saturating_sub(headers);
-        self.segment.unwrap_or(fitting).max(LEAST)
     }
 }
 
@@ -234,19 +221,4 @@ pub(super) fn is_address(family: Family, item: &[u8]) -> bool {
 
 fn native(attributes: &[u8], kind: u16) -> Option<u32> {
     number(attribute(attributes, kind)?, 0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_segment_leaves_room_for_the_headers_unless_the_route_says_its_size() {
-        let way = Way { source: [10, 244, 0, 7].into(), device: 2, mtu: None, segment: None };
-        assert_eq!(way.segment(1450), 1410);
-        assert_eq!(Way { mtu: Some(1400), ..way }.segment(1450), 1360);
-        assert_eq!(Way { segment: Some(1200), ..way }.segment(1450), 1200);
-        assert_eq!(way.segment(68), 536);
-        assert_eq!(Way { source: "fd00::7".parse().unwrap(), ..way }.segment(1500), 1440);
-    }
 }

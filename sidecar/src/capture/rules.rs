@@ -318,7 +318,7 @@ fn passing(family: Family) -> Chain {
             [&flow(family)[..], &[Expression::Lookup(closing.clone(), true)], &closes],
         ),
         Rule::new(
-            format!("any other is remembered for {} min from here on", minutes(PASSED_LASTS)),
+            format!("any other is remembered for {} h from here on", minutes(PASSED_LASTS) / 60),
             [&flow(family)[..], &[Expression::Change(Change::Update, passed.clone()), goto("leave")]],
         ),
     ];
