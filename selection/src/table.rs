@@ -131,29 +131,42 @@ impl Table {
 
     /// The table after `changes`. Copies the shards that they touch, and nothing else.
     pub fn with(&self, changes: &[Change]) -> Self {
-        let mut next = Edit { shards: self.shards.to_vec(), copied: [false; SHARDS] };
+        let mut next = self.clone();
+        next.change(changes);
+        next.numbered(self.version + 1)
+    }
+
+    /// Makes `changes` in this table, whose version stays. Shards that no other table has are changed in place: a table
+    /// that nobody reads yet is made in as many steps as one likes, for the price of one.
+    pub fn change(&mut self, changes: &[Change]) {
+        let mut edit = Edit(Arc::make_mut(&mut self.shards));
         for change in changes {
-            let old = Arc::clone(next.shard(HASH.hash_one(&change.service)).entry(&change.service));
+            let old = Arc::clone(edit.shard(HASH.hash_one(&change.service)).entry(&change.service));
             for port in old.iter() {
                 let stays = change.ports.iter().any(|new| Arc::ptr_eq(new, port));
                 if !stays {
-                    port.destinations().for_each(|(destination, path)| next.release(destination, path, port));
+                    port.destinations().for_each(|(destination, path)| edit.release(destination, path, port));
                 }
             }
             for port in &change.ports {
                 let stood = old.iter().any(|old| Arc::ptr_eq(old, port));
                 if !stood {
-                    port.destinations().for_each(|(destination, path)| next.claim(destination, path, port));
+                    port.destinations().for_each(|(destination, path)| edit.claim(destination, path, port));
                 }
             }
-            let services = &mut next.shard(HASH.hash_one(&change.service)).services;
+            let services = &mut edit.shard(HASH.hash_one(&change.service)).services;
             if change.ports.is_empty() {
                 services.remove(&change.service);
             } else {
                 services.insert(change.service.clone(), change.ports.clone().into());
             }
         }
-        Self { version: self.version + 1, shards: next.shards.into() }
+    }
+
+    /// The same table as number `version`.
+    #[must_use]
+    pub fn numbered(self, version: u64) -> Self {
+        Self { version, ..self }
     }
 }
 
@@ -210,20 +223,12 @@ impl Shard {
     }
 }
 
-/// A table in the making: each shard is copied before it is first changed.
-struct Edit {
-    shards: Vec<Arc<Shard>>,
-    copied: [bool; SHARDS],
-}
+/// The shards of a table in the making: one that another table has too is copied before it is changed.
+struct Edit<'a>(&'a mut [Arc<Shard>]);
 
-impl Edit {
+impl Edit<'_> {
     fn shard(&mut self, hash: u64) -> &mut Shard {
-        let at = index(hash);
-        if !self.copied[at] {
-            self.copied[at] = true;
-            self.shards[at] = Arc::new(Shard::clone(&self.shards[at]));
-        }
-        Arc::make_mut(&mut self.shards[at])
+        Arc::make_mut(&mut self.0[index(hash)])
     }
 
     fn claim(&mut self, destination: Destination, path: Path, port: &Arc<ServicePort>) {

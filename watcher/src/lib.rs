@@ -10,6 +10,7 @@
 //!
 //! Nothing is ever emptied because a source broke: the last good table serves on, and [`Status`] tells its age.
 
+pub mod feed;
 mod histogram;
 pub mod inspect;
 #[cfg(feature = "kube")]
@@ -18,6 +19,8 @@ pub mod kubernetes;
 pub mod manifests;
 #[cfg(feature = "objects")]
 pub mod object;
+#[cfg(test)]
+mod sample;
 #[cfg(any(feature = "manifests", feature = "kube"))]
 mod source;
 #[cfg(any(feature = "manifests", feature = "kube"))]

@@ -8,6 +8,8 @@
 
 mod counts;
 mod event;
+mod journal;
+mod piece;
 
 use std::sync::Arc;
 
@@ -17,7 +19,11 @@ use selection::{Here, Service, ServiceName, Slice, Symbol, Table};
 
 pub use counts::{Change, Counts};
 pub use event::{Event, Item, Key, Kind, Loss, Part, Stream};
+pub(crate) use journal::Changed;
+pub use piece::Piece;
+pub(crate) use piece::split;
 
+use self::journal::Journal;
 use crate::symbols::Symbols;
 
 /// Everything known of the Services that are followed. Owning one means to be the only one who applies events.
@@ -25,6 +31,10 @@ use crate::symbols::Symbols;
 pub struct Store {
     here: Here,
     symbols: Symbols,
+    /// How many slices there ever were.
+    numbers: u64,
+    /// What changed, if anybody wants to know.
+    journal: Option<Journal>,
     services: HashMap<ServiceName, Entry, RandomState>,
     /// Which Service holds the slice of this namespace and name.
     holders: HashMap<(Symbol, Symbol), Symbol, RandomState>,
@@ -34,7 +44,13 @@ pub struct Store {
     /// Counts lists; an object remembers the count at which it was last told of.
     round: u32,
     dirty: HashSet<ServiceName, RandomState>,
+    /// Events that belong together are under way: nothing is published.
+    is_held: bool,
     table: Table,
+    /// What the next table has so far; beside that it shares all with `table`.
+    next: Table,
+    /// `next` differs from `table`.
+    is_prepared: bool,
     triggers: Vec<u64>,
     counts: Counts,
 }
@@ -51,6 +67,8 @@ pub(crate) struct Entry {
 #[derive(Debug)]
 struct Held {
     slice: Box<Slice>,
+    /// No other slice ever has it.
+    number: u64,
     told: u32,
 }
 
@@ -71,13 +89,18 @@ impl Store {
         Self {
             here,
             symbols: Symbols::default(),
+            numbers: 0,
+            journal: None,
             services: HashMap::default(),
             holders: HashMap::default(),
             known: 0,
             streams: HashMap::default(),
             round: 0,
             dirty: HashSet::default(),
+            is_held: false,
             table: Table::default(),
+            next: Table::default(),
+            is_prepared: false,
             triggers: Vec::new(),
             counts: Counts::default(),
         }
@@ -123,29 +146,51 @@ impl Store {
                 let progress = self.streams.entry(stream).or_default();
                 progress.refused |= loss == Loss::Forbidden && !progress.listed;
             }
+            Event::Patched { namespace, name, pieces, triggered } => {
+                self.patch_slice(namespace, &name, pieces, triggered);
+            }
+            Event::Hold => self.is_held = true,
+            Event::Release => self.is_held = false,
             Event::InStep(_) => {}
         }
     }
 
-    /// The next table: `None` if it would be the last one again, or if a first list is not complete.
+    /// The next table: `None` if it would be the last one again, if a first list is not complete, or between
+    /// [`Event::Hold`] and [`Event::Release`].
     pub fn publish(&mut self) -> Option<Table> {
-        if !self.is_complete() {
+        if self.is_held || !self.is_complete() {
             return None;
         }
+        self.prepare(None);
+        if !std::mem::take(&mut self.is_prepared) && self.table.version() > 0 {
+            return None;
+        }
+        self.table = self.next.clone().numbered(self.table.version() + 1);
+        Some(self.table.clone())
+    }
+
+    /// Builds what the next table will have of every Service that has changed, but of `except`, of which more is to
+    /// come. Nobody sees it before [`Self::publish`]: a large change is prepared in small steps.
+    pub(crate) fn prepare(&mut self, except: Option<&ServiceName>) {
         let mut changes = Vec::new();
+        let mut kept = None;
         for name in std::mem::take(&mut self.dirty) {
-            let old = self.table.ports(&name);
-            let new = self.ports(&name, old);
+            if except == Some(&name) {
+                kept = Some(name);
+                continue;
+            }
+            // From what is published, not from an earlier step, which may have had only half of the Service: an
+            // endpoint's account must not be lost in between.
+            let new = self.ports(&name, self.table.ports(&name));
+            let old = self.next.ports(&name);
             let is_same = old.len() == new.len() && old.iter().zip(&new).all(|(a, b)| Arc::ptr_eq(a, b));
             if !is_same {
                 changes.push(selection::Change { service: name, ports: new });
             }
         }
-        if changes.is_empty() && self.table.version() > 0 {
-            return None;
-        }
-        self.table = self.table.with(&changes);
-        Some(self.table.clone())
+        self.dirty.extend(kept);
+        self.is_prepared |= !changes.is_empty();
+        self.next.change(&changes);
     }
 
     /// The table that was published last; the empty one before the first.
@@ -177,6 +222,30 @@ impl Store {
     /// 1970: see [`Slice::triggered`].
     pub fn take_triggers(&mut self) -> Vec<u64> {
         std::mem::take(&mut self.triggers)
+    }
+
+    /// From here on remembers what changes, for [`crate::feed::Changes`].
+    pub fn record(&mut self) {
+        self.journal.get_or_insert_default();
+    }
+
+    /// What changed since the last call: first the Services, in the order of their names, then the slices, the oldest
+    /// first. What came and went in between is left out.
+    pub(crate) fn take_changes(&mut self) -> Vec<Changed> {
+        let Some(journal) = &mut self.journal else { return Vec::new() };
+        let (services, slices) = (journal.take_services(), journal.take_slices());
+        let services = services.into_iter().filter_map(|(name, was_known)| {
+            let service = self.services.get(&name).and_then(|entry| entry.service.clone());
+            (was_known || service.is_some()).then_some(Changed::Service { name, service })
+        });
+        let slices = slices.into_iter().filter_map(|(number, was)| {
+            let held = self.services.get(&was.service).and_then(|entry| entry.slice(&was.name));
+            let slice = held.filter(|(held, _)| *held == number).map(|(_, slice)| Box::new(slice.clone()));
+            let before = was.slice;
+            let is_any = before.is_some() || slice.is_some();
+            is_any.then_some(Changed::Slice { number, service: was.service, before, slice })
+        });
+        services.chain(slices).collect()
     }
 
     /// What is known of each Service, in the order of their names.
@@ -274,8 +343,9 @@ impl Store {
             None => Change::Added,
         };
         if change != Change::Same {
-            self.known += usize::from(entry.service.is_none());
-            entry.service = Some(service);
+            let was_known = entry.service.replace(service).is_some();
+            self.known += usize::from(!was_known);
+            self.journal.iter_mut().for_each(|journal| journal.service(&name, was_known));
         }
         self.count(Kind::Services, change, &name);
         if change != Change::Same {
@@ -307,7 +377,10 @@ impl Store {
                 let triggered = slice.triggered.filter(|_| slice.triggered != held.slice.triggered);
                 let change = if *held.slice == *slice { Change::Same } else { Change::Changed };
                 if change == Change::Changed {
-                    held.slice = slice;
+                    let before = std::mem::replace(&mut held.slice, slice);
+                    if let Some(journal) = &mut self.journal {
+                        journal.changed(held.number, &owner, before);
+                    }
                 }
                 (change, triggered)
             }
@@ -315,7 +388,9 @@ impl Store {
                 let key = (owner.namespace.clone(), slice.name.clone());
                 self.holders.insert(key, owner.name.clone());
                 let triggered = slice.triggered;
-                entry.slices.insert(at, Held { slice, told: self.round });
+                self.numbers += 1;
+                self.journal.iter_mut().for_each(|j| j.added(self.numbers, &owner, &slice.name));
+                entry.slices.insert(at, Held { slice, number: self.numbers, told: self.round });
                 (if was_elsewhere { Change::Changed } else { Change::Added }, triggered)
             }
         };
@@ -328,9 +403,20 @@ impl Store {
         }
     }
 
-    /// Counts a change; one that a further list brought to light was missed.
+    /// Makes a slice that is known into one of `pieces`. One that is not known is none of ours.
+    fn patch_slice(&mut self, namespace: Symbol, name: &Symbol, pieces: Vec<Piece>, triggered: Option<u64>) {
+        let Some(owner) = self.holder(&namespace, name) else { return };
+        let Some((_, slice)) = self.services.get(&owner).and_then(|entry| entry.slice(name)) else { return };
+        let endpoints = piece::join(&slice.endpoints, pieces);
+        let slice =
+            Slice { endpoints, triggered, ports: slice.ports.clone(), name: slice.name.clone(), ..*slice };
+        self.apply_slice(namespace, Some(owner.name), Box::new(slice));
+    }
+
+    /// Counts a change; one that a further list brought to light was missed, unless it is the first that counts.
     fn count(&mut self, kind: Kind, change: Change, service: &ServiceName) {
-        let is_relisting = |p: &Progress| p.listed && p.listing.is_some();
+        let has_table = self.table.version() > 0;
+        let is_relisting = |p: &Progress| has_table && p.listed && p.listing.is_some();
         if change != Change::Same && self.progress(kind, service).is_some_and(is_relisting) {
             self.counts.miss(kind);
         }
@@ -360,6 +446,7 @@ impl Store {
         if was_known {
             self.known -= 1;
             self.dirty.insert(name.clone());
+            self.journal.iter_mut().for_each(|journal| journal.service(name, true));
         }
         self.forget_if_empty(name);
         was_known
@@ -373,7 +460,10 @@ impl Store {
         if let Some(entry) = self.services.get_mut(&holder)
             && let Ok(at) = entry.find(name)
         {
-            entry.slices.remove(at);
+            let held = entry.slices.remove(at);
+            if let Some(journal) = &mut self.journal {
+                journal.changed(held.number, &holder, held.slice);
+            }
         }
         self.forget_if_empty(&holder);
         self.dirty.insert(holder);
@@ -397,6 +487,17 @@ impl Entry {
     /// The slices in the order of their names.
     pub(crate) fn slices(&self) -> Vec<&Slice> {
         self.slices.iter().map(|held| &*held.slice).collect()
+    }
+
+    /// Each slice with its number, in the order of their names.
+    pub(crate) fn numbered(&self) -> impl Iterator<Item = (u64, &Slice)> {
+        self.slices.iter().map(|held| (held.number, &*held.slice))
+    }
+
+    /// The slice of this name and its number.
+    pub(crate) fn slice(&self, name: &str) -> Option<(u64, &Slice)> {
+        let held = self.find(name).ok().and_then(|at| self.slices.get(at))?;
+        Some((held.number, &held.slice))
     }
 
     fn find(&self, slice: &str) -> Result<usize, usize> {

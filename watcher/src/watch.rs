@@ -213,8 +213,14 @@ impl Control {
             Event::Follow(stream) => lock(&self.shared).steps.follow(stream),
             Event::InStep(stream) => lock(&self.shared).steps.in_step(stream, at),
             Event::Lost(stream, loss) => lock(&self.shared).steps.lost(stream, *loss),
-            Event::Applied(_) | Event::Gone(..) | Event::Zone(_) => self.since.push(at),
-            Event::ListBegins(_) | Event::ListEnds(_) | Event::Unreadable(_) => {}
+            Event::Applied(_) | Event::Patched { .. } | Event::Gone(..) | Event::Zone(_) => {
+                self.since.push(at)
+            }
+            Event::ListBegins(_)
+            | Event::ListEnds(_)
+            | Event::Unreadable(_)
+            | Event::Hold
+            | Event::Release => {}
         }
         self.store.apply(event);
     }

@@ -2,6 +2,8 @@
 
 use selection::{Service, ServiceName, Slice, Symbol};
 
+use super::Piece;
+
 /// One thing that happened to the source, or that it found out.
 ///
 /// Of each stream, a source tells: `Follow`, then a list (`ListBegins`, an `Applied` or `Unreadable` for each
@@ -20,6 +22,21 @@ pub enum Event {
     Unreadable(Key),
     /// An object has left the stream.
     Gone(Stream, Key),
+    /// A slice that is known has other endpoints.
+    Patched {
+        /// `metadata.namespace`.
+        namespace: Symbol,
+        /// `metadata.name`.
+        name: Symbol,
+        /// The new list, made of the old one.
+        pieces: Vec<Piece>,
+        /// [`selection::Slice::triggered`].
+        triggered: Option<u64>,
+    },
+    /// What follows belongs together: nothing is published before `Release`. Holding twice is holding once.
+    Hold,
+    /// What belonged together has been told.
+    Release,
     /// The zone of our own node.
     Zone(Option<Symbol>),
     /// The stream broke; what is known stays, and may be old.

@@ -1,0 +1,76 @@
+//! Frames in a stream of bytes: each follows its length. In: bytes as they come. Out: whole frames. Never keeps more
+//! than one frame and what came with it.
+
+use super::{Error, LARGEST};
+
+/// Bytes of the length before a frame.
+const PREFIX: usize = 4;
+
+/// The bytes that go before `frame` in a stream.
+pub fn prefix(frame: &[u8]) -> [u8; PREFIX] {
+    // A frame has at most LARGEST bytes; a longer one would be refused, whatever stood here.
+    u32::try_from(frame.len()).unwrap_or(u32::MAX).to_be_bytes()
+}
+
+/// Cuts a stream of bytes into frames.
+#[derive(Debug, Default)]
+pub struct Splitter {
+    bytes: Vec<u8>,
+    /// Where the next frame begins.
+    at: usize,
+}
+
+impl Splitter {
+    /// Takes the next bytes of the stream. Take the frames out ([`Self::frame`]) before giving more.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.bytes.drain(..self.at);
+        self.at = 0;
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// The next frame, if it is there as a whole.
+    ///
+    /// # Errors
+    /// If a frame is announced that is larger than any; the stream is of no use from there on.
+    pub fn frame(&mut self) -> Result<Option<&[u8]>, Error> {
+        let Some((prefix, rest)) = self.bytes.get(self.at..).and_then(|left| left.split_first_chunk()) else {
+            return Ok(None);
+        };
+        let length = usize::try_from(u32::from_be_bytes(*prefix)).map_err(|_| Error::TooLarge)?;
+        if length > LARGEST {
+            return Err(Error::TooLarge);
+        }
+        let Some(frame) = rest.get(..length) else { return Ok(None) };
+        self.at += PREFIX + length;
+        Ok(Some(frame))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_come_out_whole_however_their_bytes_are_cut() {
+        let frames = [vec![1; 300], vec![], vec![2]];
+        let stream: Vec<u8> = frames.iter().flat_map(|f| [&prefix(f)[..], f].concat()).collect();
+        for size in 1..stream.len() {
+            let mut splitter = Splitter::default();
+            let mut found = Vec::new();
+            for bytes in stream.chunks(size) {
+                splitter.push(bytes);
+                while let Some(frame) = splitter.frame().unwrap() {
+                    found.push(frame.to_vec());
+                }
+            }
+            assert_eq!(found, frames, "cut into {size}");
+        }
+    }
+
+    #[test]
+    fn a_frame_larger_than_any_is_refused_before_it_is_there() {
+        let mut splitter = Splitter::default();
+        splitter.push(&[0, 16, 0, 1]);
+        assert_eq!(splitter.frame(), Err(Error::TooLarge));
+    }
+}
