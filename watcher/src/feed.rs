@@ -81,25 +81,41 @@
 //! and only a snapshot helps. What a snapshot does not have does not exist. A frame without any of it says that the
 //! writer lives; there is a frame at least every [`HEARTBEAT`].
 
+#[cfg(feature = "feed")]
+mod address;
+#[cfg(feature = "feed")]
+mod batches;
 mod decoder;
 mod encoder;
 mod facts;
+#[cfg(feature = "feed")]
+mod follow;
 mod mirror;
 mod object;
 mod seal;
 mod splitter;
 mod strings;
 mod subscription;
+#[cfg(feature = "feed")]
+mod teller;
 mod wire;
 
 use std::time::Duration;
 
+#[cfg(feature = "feed")]
+pub use address::{Address, AddressError};
+#[cfg(feature = "feed")]
+pub(crate) use batches::{Batches, Opening};
 pub use decoder::{Decoder, Progress};
 pub use encoder::{Encoder, heartbeat};
 pub use facts::{Changes, snapshot};
+#[cfg(feature = "feed")]
+pub(crate) use follow::follow;
 pub use mirror::Mirror;
 pub use splitter::{Splitter, prefix};
 pub use subscription::Subscription;
+#[cfg(feature = "feed")]
+pub use teller::{Teller, Told};
 
 /// A writer fills a frame up to this size; it is larger only if one operation is.
 pub const FRAME: usize = 64 << 10;

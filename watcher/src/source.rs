@@ -16,10 +16,13 @@ pub enum Source {
     /// The Kubernetes API.
     #[cfg(feature = "kube")]
     Kube(crate::kubernetes::Options),
+    /// The feed of another Remora.
+    #[cfg(feature = "feed")]
+    Feed(crate::feed::Address),
 }
 
 impl Source {
-    /// The source that `text` names: `kube`, or `manifests:PATH`.
+    /// The source that `text` names: `kube`, `manifests:PATH`, or `feed:` and [`crate::feed::Address`].
     ///
     /// # Errors
     /// If it names none.
@@ -31,6 +34,8 @@ impl Source {
             Some(("manifests", "")) => Err(ParseError::NoPath),
             #[cfg(feature = "manifests")]
             Some(("manifests", path)) => Ok(Self::Manifests(path.into())),
+            #[cfg(feature = "feed")]
+            Some(("feed", address)) => Ok(Self::Feed(crate::feed::Address::parse(address)?)),
             _ => Err(ParseError::Unknown(text.to_owned())),
         }
     }
@@ -51,6 +56,8 @@ impl std::fmt::Display for Source {
             Self::Manifests(path) => write!(f, "manifests:{}", path.display()),
             #[cfg(feature = "kube")]
             Self::Kube(_) => f.write_str("kube"),
+            #[cfg(feature = "feed")]
+            Self::Feed(address) => write!(f, "feed:{address}"),
         }
     }
 }
@@ -59,11 +66,15 @@ impl std::fmt::Display for Source {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
     /// It is neither of the words.
-    #[error("{0:?} is not a source: say kube, or manifests:PATH")]
+    #[error("{0:?} is not a source: say kube, manifests:PATH, or feed:http://127.0.0.1:PORT")]
     Unknown(String),
     /// Manifests without a path.
     #[error("manifests: needs a path: say manifests:PATH with a file or a folder")]
     NoPath,
+    /// A feed that is nowhere.
+    #[cfg(feature = "feed")]
+    #[error("feed: {0}")]
+    Feed(#[from] crate::feed::AddressError),
 }
 
 /// What of a source is followed.
@@ -114,6 +125,8 @@ mod tests {
     fn a_source_is_parsed_from_the_words_of_the_flag() {
         assert!(matches!(Source::parse("kube"), Ok(Source::Kube(_))));
         assert_eq!(Source::parse("manifests:a/b:c").unwrap().to_string(), "manifests:a/b:c");
+        #[cfg(feature = "feed")]
+        assert_eq!(Source::parse("feed:unix:/a").unwrap().to_string(), "feed:unix:/a");
         assert_eq!(Source::parse("manifests:").unwrap_err(), ParseError::NoPath);
         for wrong in ["", "manifests", "file:x", "kube:"] {
             assert_eq!(Source::parse(wrong).unwrap_err(), ParseError::Unknown(wrong.into()));

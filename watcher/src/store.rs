@@ -193,6 +193,11 @@ impl Store {
         self.next.change(&changes);
     }
 
+    /// Something that belongs together is under way.
+    pub fn is_held(&self) -> bool {
+        self.is_held
+    }
+
     /// The table that was published last; the empty one before the first.
     pub fn table(&self) -> &Table {
         &self.table

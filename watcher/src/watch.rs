@@ -4,12 +4,14 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use selection::{Here, ServiceName, Symbol};
+use selection::{Here, ServiceName};
 use tokio::sync::{mpsc, oneshot};
 
+#[cfg(feature = "feed")]
+use crate::feed::{Batches, Opening, Subscription};
 use crate::inspect::{self, Inspection};
 use crate::status::Steps;
-use crate::store::{Event, Kind, Store};
+use crate::store::{Event, Store};
 use crate::{Histogram, Scope, Source, Status, Tables};
 
 /// Tables follow each other at least this far apart; the first event after a pause is published at once.
@@ -55,6 +57,7 @@ pub async fn start(source: Source, scope: Scope, here: Here) -> Result<Watch, Er
         lock(&shared).steps.follow(&stream);
         store.apply(Event::Follow(stream));
     }
+    #[cfg(any(feature = "manifests", feature = "kube"))]
     let report = Report(Arc::clone(&shared));
     let source = match source {
         #[cfg(feature = "manifests")]
@@ -65,6 +68,8 @@ pub async fn start(source: Source, scope: Scope, here: Here) -> Result<Watch, Er
         Source::Kube(options) => {
             tokio::spawn(crate::kubernetes::follow(options, scope, wanted_node(&here), events, report).await?)
         }
+        #[cfg(feature = "feed")]
+        Source::Feed(address) => tokio::spawn(crate::feed::follow(address, scope, events)),
     };
     let (questions, asked) = mpsc::channel(16);
     let control = Control {
@@ -74,6 +79,10 @@ pub async fn start(source: Source, scope: Scope, here: Here) -> Result<Watch, Er
         since: Vec::new(),
         published: None,
         started: SystemTime::now(),
+        #[cfg(feature = "feed")]
+        batches: None,
+        #[cfg(feature = "feed")]
+        openings: Vec::new(),
     };
     tokio::spawn(async move {
         control.run(received, asked).await;
@@ -82,8 +91,9 @@ pub async fn start(source: Source, scope: Scope, here: Here) -> Result<Watch, Er
     Ok(Watch { tables, shared, questions })
 }
 
+#[cfg(any(feature = "manifests", feature = "kube"))]
 /// The node whose zone the source is to tell, being given no zone.
-pub(crate) fn wanted_node(here: &Here) -> Option<Symbol> {
+pub(crate) fn wanted_node(here: &Here) -> Option<selection::Symbol> {
     here.node.clone().filter(|_| here.zone.is_none())
 }
 
@@ -107,6 +117,19 @@ impl Watch {
         self.ask(Question::All).await.unwrap_or_default()
     }
 
+    /// The time since the table was last known to be in step with the source: [`Status::age`].
+    pub fn age(&self) -> Option<Duration> {
+        lock(&self.shared).steps.last().map(|at| at.elapsed())
+    }
+
+    /// Asks for the beginning of a feed, which comes once there is a table; `None` if nobody can answer any more.
+    #[cfg(feature = "feed")]
+    pub(crate) async fn open_feed(&self, subscription: Subscription) -> Option<oneshot::Receiver<Opening>> {
+        let (answer, answered) = oneshot::channel();
+        self.questions.send(Question::Feed(subscription, answer)).await.ok()?;
+        Some(answered)
+    }
+
     async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Option<T> {
         let (answer, answered) = oneshot::channel();
         self.questions.send(question(answer)).await.ok()?;
@@ -117,6 +140,8 @@ impl Watch {
 enum Question {
     One(ServiceName, oneshot::Sender<Option<Inspection>>),
     All(oneshot::Sender<Vec<Inspection>>),
+    #[cfg(feature = "feed")]
+    Feed(Subscription, oneshot::Sender<Opening>),
 }
 
 /// What is asked for from other threads.
@@ -137,18 +162,25 @@ pub(crate) struct Events(mpsc::Sender<(Instant, Event)>);
 impl Events {
     /// Sends `event`, received at this moment. Waits while the store is behind.
     pub(crate) async fn send(&self, event: Event) {
+        self.send_at(Instant::now(), event).await;
+    }
+
+    /// Sends `event`, which is true of the moment `at`. Waits while the store is behind.
+    pub(crate) async fn send_at(&self, at: Instant, event: Event) {
         // Fails only when nobody follows any more; the source is about to be stopped then.
-        let _ = self.0.send((Instant::now(), event)).await;
+        let _ = self.0.send((at, event)).await;
     }
 }
 
+#[cfg(any(feature = "manifests", feature = "kube"))]
 /// Where a source counts what it leaves out.
 #[derive(Clone, Debug)]
 pub(crate) struct Report(Arc<Mutex<Shared>>);
 
+#[cfg(any(feature = "manifests", feature = "kube"))]
 impl Report {
     /// Counts something of an object of `kind` that could not be understood.
-    pub(crate) fn skipped(&self, kind: Kind, reason: &'static str) {
+    pub(crate) fn skipped(&self, kind: crate::store::Kind, reason: &'static str) {
         let skipped = &mut lock(&self.0).status.skipped;
         match skipped.iter_mut().find(|(k, r, _)| (*k, *r) == (kind, reason)) {
             Some((_, _, count)) => *count += 1,
@@ -166,6 +198,12 @@ struct Control {
     since: Vec<Instant>,
     published: Option<Instant>,
     started: SystemTime,
+    /// What readers of the feed are told, once there was one.
+    #[cfg(feature = "feed")]
+    batches: Option<Batches>,
+    /// Readers that wait for the first table.
+    #[cfg(feature = "feed")]
+    openings: Vec<(Subscription, oneshot::Sender<Opening>)>,
 }
 
 impl Control {
@@ -233,6 +271,8 @@ impl Control {
             self.tables.publish(table);
             self.published = Some(Instant::now());
         }
+        #[cfg(feature = "feed")]
+        self.feed();
         let mut shared = lock(&self.shared);
         let status = &mut shared.status;
         status.synced = self.published.is_some();
@@ -251,11 +291,32 @@ impl Control {
         triggers.into_iter().for_each(|at| observe_trigger(&mut status.triggered_to_table, at, self.started));
     }
 
-    fn answer(&self, question: Question) {
+    fn answer(&mut self, question: Question) {
         // Who asked may have gone.
         match question {
             Question::One(service, answer) => drop(answer.send(inspect::inspect(&self.store, &service))),
             Question::All(answer) => drop(answer.send(inspect::inspect_all(&self.store))),
+            #[cfg(feature = "feed")]
+            Question::Feed(subscription, answer) => {
+                self.openings.push((subscription, answer));
+                self.feed();
+            }
+        }
+    }
+
+    /// Tells readers what changed, and those who wait what there is. Half of what belongs together is not told.
+    #[cfg(feature = "feed")]
+    fn feed(&mut self) {
+        if self.published.is_none() || self.store.is_held() {
+            return;
+        }
+        let age = lock(&self.shared).steps.last().map(|at| at.elapsed());
+        if let Some(batches) = &mut self.batches {
+            batches.tell(&mut self.store, age);
+        }
+        for (subscription, answer) in self.openings.drain(..) {
+            let batches = self.batches.get_or_insert_with(|| Batches::new(&mut self.store));
+            let _ = answer.send(batches.open(&self.store, &subscription, age));
         }
     }
 }
