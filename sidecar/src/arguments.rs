@@ -25,6 +25,8 @@ pub enum Verb {
         #[command(subcommand)]
         verb: CaptureVerb,
     },
+    /// Know the cluster and serve its feed to other Remoras; takes no connections to Services
+    Hub(HubArguments),
     /// Show which endpoints serve a Service here, and why each other one is left out
     Endpoints(EndpointsArguments),
     /// Tell step by step what becomes of a connection to an address
@@ -51,7 +53,8 @@ pub struct SidecarArguments {
     /// Take connections to every Service's address that the rules of remora capture bring; needs CAP_NET_RAW
     #[arg(long, env = "REMORA_CAPTURE", value_parser = clap::builder::FalseyValueParser::new())]
     pub capture: bool,
-    /// Where Services and EndpointSlices come from: kube, or manifests:PATH with a file or a folder
+    /// Where Services and EndpointSlices come from: kube, manifests:PATH with a file or a folder, or
+    /// feed:http://127.0.0.1:PORT or feed:unix:PATH, where another Remora serves its --feed
     #[arg(long, env = "REMORA_SOURCE", default_value = "kube", value_name = "SOURCE")]
     pub source: String,
     /// Where this process runs.
@@ -65,6 +68,10 @@ pub struct SidecarArguments {
     /// [default: off; in a Pod 127.0.0.1:64103]
     #[arg(long, env = "REMORA_ADMIN", value_name = "ADDRESS:PORT", verbatim_doc_comment)]
     pub admin: Option<String>,
+    /// Where to serve the feed to other Remoras and to Envoys, on loopback or at a Unix socket, such as
+    /// 127.0.0.1:64105 or unix:/run/remora/feed; every Service is followed then
+    #[arg(long, env = "REMORA_FEED", value_name = "ADDRESS:PORT|unix:PATH")]
+    pub feed: Option<String>,
     /// Connections at once; one more is reset [default: as many as there are descriptors]
     #[arg(long, env = "REMORA_MAX_CONNECTIONS", value_name = "NUMBER")]
     pub max_connections: Option<String>,
@@ -93,6 +100,37 @@ pub struct SidecarArguments {
     /// Threads that move bytes [default: one for each CPU that this process may use]
     #[arg(long, env = "REMORA_THREADS", value_name = "NUMBER")]
     pub threads: Option<String>,
+}
+
+/// `remora hub`.
+#[derive(Debug, Args)]
+pub struct HubArguments {
+    /// Where Services and EndpointSlices come from: kube, manifests:PATH with a file or a folder, or
+    /// feed:http://127.0.0.1:PORT or feed:unix:PATH, where another Remora serves its --feed
+    #[arg(long, env = "REMORA_SOURCE", default_value = "kube", value_name = "SOURCE")]
+    pub source: String,
+    /// Where to serve the feed to other Remoras and to Envoys, on loopback or at a Unix socket: unix:/run/remora/feed
+    #[arg(
+        long,
+        env = "REMORA_FEED",
+        default_value = "127.0.0.1:64105",
+        value_name = "ADDRESS:PORT|unix:PATH"
+    )]
+    pub feed: String,
+    /// Where to answer the kubelet and Prometheus (/livez, /readyz, /metrics); off does not.
+    /// [default: off; in a Pod [::]:64104]
+    #[arg(long, env = "REMORA_HEALTH", value_name = "ADDRESS:PORT", verbatim_doc_comment)]
+    pub health: Option<String>,
+    /// Where to answer remora endpoints and remora explain, on loopback; off does not.
+    /// [default: off; in a Pod 127.0.0.1:64103]
+    #[arg(long, env = "REMORA_ADMIN", value_name = "ADDRESS:PORT", verbatim_doc_comment)]
+    pub admin: Option<String>,
+    /// How log lines look, on standard error
+    #[arg(long, env = "REMORA_LOG_FORMAT", default_value = "text", value_name = "FORMAT")]
+    pub log_format: LogFormat,
+    /// Which log lines: error, warn, info, debug, trace, or a filter such as info,watcher=debug
+    #[arg(long, env = "REMORA_LOG_LEVEL", default_value = "info", value_name = "LEVEL")]
+    pub log_level: String,
 }
 
 /// What `remora capture` can do.
@@ -148,7 +186,7 @@ pub struct PlaceArguments {
 /// Whom to ask.
 #[derive(Debug, Args)]
 pub struct AskArguments {
-    /// Look at this source instead of asking a running sidecar: kube, or manifests:PATH
+    /// Look at this source instead of asking a running sidecar: kube, manifests:PATH, or feed:ADDRESS
     // Not from the environment: beside a sidecar that would be the sidecar's, which shall be asked.
     #[arg(long, value_name = "SOURCE")]
     pub source: Option<String>,
@@ -229,11 +267,12 @@ mod tests {
     use clap::CommandFactory;
 
     #[test]
-    fn every_flag_of_the_sidecar_and_of_capture_is_an_environment_variable_of_the_same_stem() {
+    fn every_flag_of_the_sidecar_the_hub_and_of_capture_is_an_environment_variable_of_the_same_stem() {
         let command = Arguments::command();
         let sidecar = command.find_subcommand("sidecar").unwrap();
         let up = command.find_subcommand("capture").unwrap().find_subcommand("up").unwrap();
-        let flags = sidecar.get_arguments().chain(up.get_arguments());
+        let hub = command.find_subcommand("hub").unwrap();
+        let flags = sidecar.get_arguments().chain(hub.get_arguments()).chain(up.get_arguments());
         let flags = flags.filter_map(|argument| Some((argument.get_long()?, argument.get_env())));
         for (long, env) in flags.filter(|(long, _)| *long != "output") {
             let expected = format!("REMORA_{}", long.to_uppercase().replace('-', "_"));

@@ -12,11 +12,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use selection::{Here, Protocol, ServiceName};
-use watcher::Source;
+use watcher::{Source, feed};
 
 use crate::arguments::{
-    self, AskArguments, CaptureUpArguments, CaptureVerb, EndpointsArguments, ExplainArguments, LogFormat,
-    OutputFormat, PlaceArguments, SidecarArguments,
+    self, AskArguments, CaptureUpArguments, CaptureVerb, EndpointsArguments, ExplainArguments, HubArguments,
+    LogFormat, OutputFormat, PlaceArguments, SidecarArguments,
 };
 use crate::capture::{Plan, merged, merged_ports};
 use crate::tcp::Listen;
@@ -46,6 +46,8 @@ pub struct Sidecar {
     pub health: Option<SocketAddr>,
     /// Where people ask.
     pub admin: Option<SocketAddr>,
+    /// Where the feed is served.
+    pub feed: Option<feed::Address>,
     /// Connections at once.
     pub max_connections: usize,
     /// Bytes that each direction of a connection may hold.
@@ -64,6 +66,23 @@ pub struct Sidecar {
     pub log_connections: bool,
     /// Threads that move bytes.
     pub threads: NonZeroUsize,
+}
+
+/// What `remora hub` shall do.
+#[derive(Debug)]
+pub struct Hub {
+    /// Where Services come from.
+    pub source: Source,
+    /// Where the feed is served.
+    pub feed: feed::Address,
+    /// Where the kubelet and Prometheus ask.
+    pub health: Option<SocketAddr>,
+    /// Where people ask.
+    pub admin: Option<SocketAddr>,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// Which log lines.
+    pub log_level: String,
 }
 
 /// What `remora capture` shall do.
@@ -153,6 +172,17 @@ pub enum Error {
          loopback address such as 127.0.0.1:64103"
     )]
     AdminNotLoopback(SocketAddr),
+    /// No place for a feed.
+    #[error(
+        "--feed: {0:?} is neither a loopback address and a port nor a path; write it as 127.0.0.1:64105 or unix:PATH"
+    )]
+    Feed(String),
+    /// A feed beyond loopback.
+    #[error(
+        "--feed {0} could be reached by other machines, and nobody who reads proves who they are; use a loopback \
+         address such as 127.0.0.1:64105, or unix:PATH"
+    )]
+    FeedNotLoopback(SocketAddr),
     /// Not a duration.
     #[error("--{0} {1:?} is not a duration; write a whole number and ms, s, m or h, such as {2}")]
     Duration(&'static str, String, &'static str),
@@ -204,16 +234,9 @@ impl Sidecar {
     /// The first thing that is wrong.
     pub fn new(typed: SidecarArguments, in_pod: bool) -> Result<Self, Error> {
         let listens = listens(&typed.listen)?;
-        let defaults = if in_pod { (HEALTH_IN_POD, ADMIN_IN_POD) } else { ("off", "off") };
-        let health = address("health", typed.health.as_deref(), defaults.0, "0.0.0.0:64104")?;
-        let admin = address("admin", typed.admin.as_deref(), defaults.1, ADMIN_IN_POD)?;
-        if let Some(open) = admin.filter(|admin| !admin.ip().is_loopback()) {
-            return Err(Error::AdminNotLoopback(open));
-        }
-        let level = typed.log_level.trim().to_owned();
-        if !crate::logs::is_level(&level) {
-            return Err(Error::LogLevel(level));
-        }
+        let (health, admin) = control(typed.health.as_deref(), typed.admin.as_deref(), in_pod)?;
+        let level = level(&typed.log_level)?;
+        let feed = typed.feed.as_deref().filter(|text| !matches!(text.trim(), "" | "off"));
         Ok(Self {
             listens,
             capture: typed.capture,
@@ -221,6 +244,7 @@ impl Sidecar {
             here: here(typed.place),
             health,
             admin,
+            feed: feed.map(feed_place).transpose()?,
             max_connections: max_connections(typed.max_connections.as_deref())?,
             buffer_size: buffer_size(&typed.buffer_size)?,
             connect_timeout: positive("connect-timeout", &typed.connect_timeout, "5s")?,
@@ -230,6 +254,24 @@ impl Sidecar {
             log_level: level,
             log_connections: typed.log_connections,
             threads: threads(typed.threads.as_deref())?,
+        })
+    }
+}
+
+impl Hub {
+    /// Judges the command line of `remora hub`; `in_pod` decides defaults.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn new(typed: HubArguments, in_pod: bool) -> Result<Self, Error> {
+        let (health, admin) = control(typed.health.as_deref(), typed.admin.as_deref(), in_pod)?;
+        Ok(Self {
+            source: source(&typed.source)?,
+            feed: feed_place(&typed.feed)?,
+            health,
+            admin,
+            log_format: typed.log_format,
+            log_level: level(&typed.log_level)?,
         })
     }
 }
@@ -338,6 +380,33 @@ fn listens(typed: &[String]) -> Result<Vec<Listen>, Error> {
         listens.push(listen);
     }
     Ok(listens)
+}
+
+/// The addresses of health and admin.
+fn control(
+    health: Option<&str>,
+    admin: Option<&str>,
+    in_pod: bool,
+) -> Result<(Option<SocketAddr>, Option<SocketAddr>), Error> {
+    let defaults = if in_pod { (HEALTH_IN_POD, ADMIN_IN_POD) } else { ("off", "off") };
+    let health = address("health", health, defaults.0, "0.0.0.0:64104")?;
+    let admin = address("admin", admin, defaults.1, ADMIN_IN_POD)?;
+    match admin.filter(|admin| !admin.ip().is_loopback()) {
+        Some(open) => Err(Error::AdminNotLoopback(open)),
+        None => Ok((health, admin)),
+    }
+}
+
+fn level(text: &str) -> Result<String, Error> {
+    let level = text.trim().to_owned();
+    if crate::logs::is_level(&level) { Ok(level) } else { Err(Error::LogLevel(level)) }
+}
+
+fn feed_place(text: &str) -> Result<feed::Address, Error> {
+    feed::Address::parse(text.trim()).map_err(|error| match error {
+        feed::AddressError::Unknown(text) => Error::Feed(text),
+        feed::AddressError::NotLoopback(address) => Error::FeedNotLoopback(address),
+    })
 }
 
 fn source(text: &str) -> Result<Source, Error> {

@@ -179,3 +179,31 @@ fn response(answer: Answer) -> Response<Full<Bytes>> {
     headers.insert(CACHE_CONTROL, hyper::header::HeaderValue::from_static("no-store"));
     response
 }
+
+/// Whether `host` is what a program on this machine asks by. A web page that points its own name to 127.0.0.1
+/// (DNS rebinding) asks by that name.
+pub fn is_local(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let name = name.trim_start_matches('[').trim_end_matches(']');
+    name.is_empty() || name == "localhost" || name.parse::<IpAddr>().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_name_of_this_machine_is_answered() {
+        for host in
+            ["", "127.0.0.1:64103", "localhost:64103", "localhost", "[::1]:64103", "[::1]", "10.0.0.1"]
+        {
+            assert!(is_local(host), "{host:?}");
+        }
+        for host in ["evil.example", "evil.example:64103", "127.0.0.1.evil.example:80", "localhost.evil:1"] {
+            assert!(!is_local(host), "{host:?}");
+        }
+    }
+}

@@ -5,20 +5,21 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use sidecar::arguments::{Arguments, Verb};
-use sidecar::{capture, config, endpoints, explain, logs};
+use sidecar::{capture, config, endpoints, explain, hub, logs};
 
 /// A wrong command line.
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     match Arguments::parse().verb {
-        Verb::Sidecar(typed) => {
-            let in_pod = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some_and(|host| !host.is_empty());
-            match config::Sidecar::new(typed, in_pod) {
-                Ok(config) => end(sidecar::sidecar::run(config).map(|()| String::new())),
-                Err(error) => usage(&error),
-            }
-        }
+        Verb::Sidecar(typed) => match config::Sidecar::new(typed, in_pod()) {
+            Ok(config) => end(sidecar::sidecar::run(config).map(|()| String::new())),
+            Err(error) => usage(&error),
+        },
+        Verb::Hub(typed) => match config::Hub::new(typed, in_pod()) {
+            Ok(config) => end(hub::run(config).map(|()| String::new())),
+            Err(error) => usage(&error),
+        },
         Verb::Capture { verb } => match config::Capture::new(verb) {
             Ok(config) => end(answer(capture::run(config))),
             Err(error) => usage(&error),
@@ -38,6 +39,10 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
     }
+}
+
+fn in_pod() -> bool {
+    std::env::var_os("KUBERNETES_SERVICE_HOST").is_some_and(|host| !host.is_empty())
 }
 
 /// Runs a command that ends by itself.

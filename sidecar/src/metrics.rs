@@ -16,6 +16,7 @@ use prometheus_client::registry::Registry;
 use selection::{Family, ServicePort, Tallies};
 use watcher::{BOUNDS, Histogram, Status, Watch};
 
+use crate::feed;
 use crate::signals::Capturing;
 use crate::tcp::Listen;
 use crate::traffic::{Counts, Failure, Label, Traffic};
@@ -31,12 +32,18 @@ pub struct Metrics(Readings);
 impl Metrics {
     /// Reads from these; `origin` is where the times in tallies begin.
     pub fn new(watch: Watch, traffic: Arc<Traffic>, listens: Vec<Listen>, origin: Instant) -> Self {
-        Self(Readings { watch, traffic, listens, origin, capturing: None })
+        Self(Readings { watch, traffic, listens, origin, capturing: None, feed: None })
     }
 
     /// The same, with whether connections are captured.
     pub fn with(mut self, capturing: Capturing) -> Self {
         self.0.capturing = Some(capturing);
+        self
+    }
+
+    /// The same, with what the readers of the feed were told.
+    pub fn with_feed(mut self, feed: Arc<feed::Counts>) -> Self {
+        self.0.feed = Some(feed);
         self
     }
 
@@ -59,6 +66,7 @@ struct Readings {
     listens: Vec<Listen>,
     origin: Instant,
     capturing: Option<Capturing>,
+    feed: Option<Arc<feed::Counts>>,
 }
 
 impl Collector for Readings {
@@ -82,6 +90,7 @@ impl Collector for Readings {
             )?;
         }
         source(&mut page, &self.watch.status())?;
+        self.feed.iter().try_for_each(|counts| told(&mut page, counts))?;
         process_of(&mut page, Process::read())
     }
 }
@@ -208,6 +217,18 @@ fn source(page: &mut Page<'_>, status: &Status) -> fmt::Result {
         "Time from the trigger of an endpoint's change (endpoints.kubernetes.io/last-change-trigger-time) to the \
          table that has it",
         &status.triggered_to_table,
+    )
+}
+
+fn told(page: &mut Page<'_>, counts: &feed::Counts) -> fmt::Result {
+    page.gauge("remora_feed_readers", "Readers of the feed", counts.readers())?;
+    page.counter_if("remora_feed_frames", "Frames told to readers", Some(counts.frames()))?;
+    page.counter_if("remora_feed_bytes", "Bytes told to readers", Some(counts.bytes()))?;
+    page.counter_if("remora_feed_snapshots", "Snapshots told to readers", Some(counts.snapshots()))?;
+    page.counters(
+        "remora_feed_resets",
+        "Readers that were not told on: they fell behind, took nothing, sent no subscription or were too many",
+        counts.resets().map(|(why, count)| ([("reason", why.label())], count)),
     )
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! control runtime: watch ──tables──▶ data threads (tcp)      Pingora services, a thread each: data (drains),
-//!                    └──────────────▶ health, admin                                           health, admin
+//!                    └──────────────▶ health, admin, feed                                     health, admin, feed
 //! ```
 //! Everything that can fail at the start fails before the server runs, as one sentence.
 
@@ -25,6 +25,7 @@ use crate::admin::{Admin, Secret};
 use crate::capture::agreement;
 use crate::config::Sidecar;
 use crate::ending::{self, Asked, DataPlane};
+use crate::feed::{self, Feed};
 use crate::handover::{self, Held, Inherited, Offer, Role};
 use crate::health::{Draining, Health};
 use crate::http::{self, Answers};
@@ -43,6 +44,9 @@ pub enum Error {
     /// An address of the control plane.
     #[error(transparent)]
     Http(#[from] http::Error),
+    /// The feed.
+    #[error(transparent)]
+    Feed(#[from] feed::Error),
     /// The process before or after this one.
     #[error(transparent)]
     Handover(#[from] handover::Error),
@@ -73,7 +77,7 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
     };
 
     let origin = Instant::now();
-    let seed = secret_seed().map_err(|error| Error::System("read random numbers", error))?;
+    let Secret(seed) = secret().map_err(|error| Error::System("read random numbers", error))?;
     let descriptors_end =
         i32::try_from(descriptors - DESCRIPTORS_KEPT.min(descriptors / 4)).unwrap_or(i32::MAX);
     let settings = tcp::Settings {
@@ -98,6 +102,7 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
         capabilities::lower();
     }
     let listens = with_addresses(&config.listens, &bound.addresses());
+    let feed = config.feed.map(|address| feed::bind(&address, &mut inherited)).transpose()?;
     let mut bind = |flag, address| http::bind(flag, address, &mut inherited);
     let health = config.health.map(|address| bind("health", address)).transpose()?;
     let admin = config.admin.map(|address| bind("admin", address)).transpose()?;
@@ -105,14 +110,18 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
     let source = config.source.to_string();
     let watch = control.block_on(watcher::start(
         config.source,
-        scope(&listens, config.capture),
+        scope(&listens, config.capture, feed.is_some()),
         config.here.clone(),
     ))?;
     control.spawn(listeners::tell(watch.clone(), listens.clone()));
     if inherited.is_from_somebody() && !control.block_on(is_synced(&watch, &asked)) {
         return Ok(());
     }
-    let offered = config.handover.is_some().then(|| held(&bound, [&health, &admin])).transpose()?;
+    let offered = config
+        .handover
+        .is_some()
+        .then(|| held(&bound, [health.as_ref(), admin.as_ref(), feed.as_ref().and_then(feed::Listener::tcp)]))
+        .transpose()?;
     let traffic = Arc::new(Traffic::default());
     let running = bound.run(&watch.tables, &traffic)?;
     inherited.serves();
@@ -132,7 +141,7 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
     let succeeded = move || asking.send_modify(|asked| asked.succeeded = true);
     let offer =
         config.handover.zip(offered).map(|(path, held)| Offer::new(&path, held, succeeded)).transpose()?;
-    announce(&listens, &entrances[listens.len()..], health.as_ref(), admin.as_ref());
+    announce(&listens, &entrances[listens.len()..], feed.as_ref(), health.as_ref(), admin.as_ref());
 
     let mut server = Server::new_with_opt_and_conf(None, ServerConf { threads: 1, ..ServerConf::default() });
     server.bootstrap();
@@ -141,9 +150,14 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
         DataPlane::new(running, config.drain_timeout, asked.subscribe(), draining.clone());
     let data = data.with(offer, heartbeat);
     server.add_service(data);
+    let feed = feed.map(|listener| (Feed::new(watch.clone()), listener));
     if let Some(listener) = health {
         let metrics = Metrics::new(watch.clone(), Arc::clone(&traffic), listens.clone(), origin);
         let metrics = if config.capture { metrics.with(capturing) } else { metrics };
+        let metrics = match &feed {
+            Some((feed, _)) => metrics.with_feed(feed.counts()),
+            None => metrics,
+        };
         // Captured connections are served from the start: by the node until the first table is here.
         let is_ready_without_table = config.capture && listens.is_empty();
         let answers = Health { watch: watch.clone(), metrics, draining, is_ready_without_table };
@@ -153,6 +167,9 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
         let here = config.here;
         let answers = Admin { watch, traffic, listens, source, here, secret: Secret(seed), origin };
         server.add_service(Control::new("admin", listener, answers, &asked));
+    }
+    if let Some((feed, listener)) = feed {
+        server.add_service(Feeding { serves: Some((feed, listener)), asked: asked.subscribe() });
     }
     server.run(RunArgs { shutdown_signal: Box::new(until_drained) });
     control.shutdown_background();
@@ -195,6 +212,34 @@ impl<A: Answers> Service for Control<A> {
     }
 }
 
+/// The feed as a Pingora service, on a thread of its own.
+struct Feeding {
+    serves: Option<(Feed, feed::Listener)>,
+    asked: watch::Receiver<Asked>,
+}
+
+#[async_trait]
+impl Service for Feeding {
+    /// Serves until the runtime ends, also while connections drain, or until a successor serves.
+    async fn start_service(&mut self, _: Option<ListenFds>, _: ShutdownWatch, _: usize) {
+        let Some((feed, listener)) = self.serves.take() else { return };
+        tokio::select! {
+            Err(error) = feed.serve(listener) => {
+                tracing::error!(%error, "cannot serve the feed; restart to try again");
+            }
+            _ = self.asked.wait_for(|asked| asked.succeeded) => {}
+        }
+    }
+
+    fn name(&self) -> &str {
+        "feed"
+    }
+
+    fn threads(&self) -> Option<usize> {
+        Some(1)
+    }
+}
+
 /// Waits for the first table; tells whether it came before this process was asked to end.
 async fn is_synced(watch: &Watch, asked: &watch::Sender<Asked>) -> bool {
     let mut asked = asked.subscribe();
@@ -206,7 +251,7 @@ async fn is_synced(watch: &Watch, asked: &watch::Sender<Asked>) -> bool {
 }
 
 /// Every listening socket once more.
-fn held(bound: &tcp::Bound, control: [&Option<TcpListener>; 2]) -> Result<Vec<Held>, Error> {
+fn held(bound: &tcp::Bound, control: [Option<&TcpListener>; 3]) -> Result<Vec<Held>, Error> {
     let http = control.into_iter().flatten();
     let http = http.map(|socket| Ok((Role::Http, socket.local_addr()?, socket.try_clone()?)));
     let all = bound.held().and_then(|tcp| tcp.into_iter().map(Ok).chain(http).collect());
@@ -220,9 +265,10 @@ fn captured() -> impl Iterator<Item = Entrance> {
     ips.map(|ip| Entrance::Capture(SocketAddr::new(ip, agreement::PORT)))
 }
 
-/// What the listeners need; everything if there are none, or if any Service's connections may come.
-fn scope(listens: &[Listen], capture: bool) -> Scope {
-    if capture {
+/// What the listeners need; everything if there are none, if any Service's connections may come, or if readers may want
+/// anything.
+fn scope(listens: &[Listen], capture: bool, feed: bool) -> Scope {
+    if capture || feed {
         return Scope::All;
     }
     if listens.is_empty() {
@@ -241,10 +287,11 @@ fn with_addresses(listens: &[Listen], addresses: &[SocketAddr]) -> Vec<Listen> {
 }
 
 /// Says on standard output which addresses are taken, one a line: `listen ADDRESS SERVICE:PORT`,
-/// `capture ADDRESS`, `health ADDRESS`, `admin ADDRESS`.
-fn announce(
+/// `capture ADDRESS`, `feed ADDRESS`, `health ADDRESS`, `admin ADDRESS`.
+pub(crate) fn announce(
     listens: &[Listen],
     captured: &[Entrance],
+    feed: Option<&feed::Listener>,
     health: Option<&TcpListener>,
     admin: Option<&TcpListener>,
 ) {
@@ -255,6 +302,10 @@ fn announce(
     for listen in listens {
         tracing::info!(address = %listen.address, service = %listen.service, port = listen.port, "listening");
         lines += &format!("listen {} {}:{}\n", listen.address, listen.service, listen.port);
+    }
+    if let Some(Ok(address)) = feed.map(feed::Listener::address) {
+        tracing::info!(%address, "serving the feed");
+        lines += &format!("feed {address}\n");
     }
     for (name, listener) in [("health", health), ("admin", admin)] {
         if let Some(Ok(address)) = listener.map(TcpListener::local_addr) {
@@ -281,7 +332,8 @@ fn raise_descriptor_limit() -> u64 {
     rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-fn secret_seed() -> std::io::Result<Seed> {
+/// A seed for draws that nobody can guess.
+pub(crate) fn secret() -> std::io::Result<Secret> {
     let mut bytes = [0; 16];
     let read = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
     if read < bytes.len() {
@@ -289,5 +341,5 @@ fn secret_seed() -> std::io::Result<Seed> {
     }
     let (a, b) = bytes.split_at(8);
     let number = |half: &[u8]| half.iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
-    Ok(Seed(number(a), number(b)))
+    Ok(Secret(Seed(number(a), number(b))))
 }

@@ -118,7 +118,7 @@ pub use subscription::Subscription;
 pub use teller::{Teller, Told};
 
 /// A writer fills a frame up to this size; it is larger only if one operation is.
-pub const FRAME: usize = 64 << 10;
+pub const FRAME: usize = 32 << 10;
 /// A reader takes no frame that is larger.
 pub const LARGEST: usize = 1 << 20;
 /// A writer says something at least this often.

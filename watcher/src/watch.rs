@@ -48,17 +48,9 @@ pub enum Error {
 /// If the source cannot be followed as it is configured: a path that does not exist, no kubeconfig. A source that
 /// does not answer is no error; it is asked again until it does.
 pub async fn start(source: Source, scope: Scope, here: Here) -> Result<Watch, Error> {
-    let (events, received) = mpsc::channel(QUEUE);
-    let events = Events(events);
-    let tables = Tables::default();
-    let shared = Arc::new(Mutex::new(Shared::default()));
-    let mut store = Store::new(here.clone());
-    for stream in scope.streams() {
-        lock(&shared).steps.follow(&stream);
-        store.apply(Event::Follow(stream));
-    }
+    let (watch, control, events) = Control::new(&scope, here.clone());
     #[cfg(any(feature = "manifests", feature = "kube"))]
-    let report = Report(Arc::clone(&shared));
+    let report = Report(Arc::clone(&watch.shared));
     let source = match source {
         #[cfg(feature = "manifests")]
         Source::Manifests(path) => {
@@ -71,24 +63,11 @@ pub async fn start(source: Source, scope: Scope, here: Here) -> Result<Watch, Er
         #[cfg(feature = "feed")]
         Source::Feed(address) => tokio::spawn(crate::feed::follow(address, scope, events)),
     };
-    let (questions, asked) = mpsc::channel(16);
-    let control = Control {
-        store,
-        tables: tables.clone(),
-        shared: Arc::clone(&shared),
-        since: Vec::new(),
-        published: None,
-        started: SystemTime::now(),
-        #[cfg(feature = "feed")]
-        batches: None,
-        #[cfg(feature = "feed")]
-        openings: Vec::new(),
-    };
     tokio::spawn(async move {
-        control.run(received, asked).await;
+        control.run().await;
         source.abort();
     });
-    Ok(Watch { tables, shared, questions })
+    Ok(watch)
 }
 
 #[cfg(any(feature = "manifests", feature = "kube"))]
@@ -191,6 +170,8 @@ impl Report {
 
 /// The task that owns the store.
 struct Control {
+    events: mpsc::Receiver<(Instant, Event)>,
+    asked: mpsc::Receiver<Question>,
     store: Store,
     tables: Tables,
     shared: Arc<Mutex<Shared>>,
@@ -207,24 +188,47 @@ struct Control {
 }
 
 impl Control {
+    /// The task to be, for what `scope` says; who can ask it; where a source sends its events.
+    fn new(scope: &Scope, here: Here) -> (Watch, Self, Events) {
+        let (told, events) = mpsc::channel(QUEUE);
+        let (questions, asked) = mpsc::channel(16);
+        let (tables, shared) = (Tables::default(), Arc::new(Mutex::new(Shared::default())));
+        let mut store = Store::new(here);
+        for stream in scope.streams() {
+            lock(&shared).steps.follow(&stream);
+            store.apply(Event::Follow(stream));
+        }
+        let control = Self {
+            events,
+            asked,
+            store,
+            tables: tables.clone(),
+            shared: Arc::clone(&shared),
+            since: Vec::new(),
+            published: None,
+            started: SystemTime::now(),
+            #[cfg(feature = "feed")]
+            batches: None,
+            #[cfg(feature = "feed")]
+            openings: Vec::new(),
+        };
+        (Watch { tables, shared, questions }, control, Events(told))
+    }
+
     /// Runs until nobody can ask any more.
-    async fn run(
-        mut self,
-        mut events: mpsc::Receiver<(Instant, Event)>,
-        mut asked: mpsc::Receiver<Question>,
-    ) {
+    async fn run(mut self) {
         let mut batch = Vec::with_capacity(QUEUE);
         loop {
             tokio::select! {
-                question = asked.recv() => match question {
+                question = self.asked.recv() => match question {
                     Some(question) => self.answer(question),
                     None => return,
                 },
-                received = events.recv_many(&mut batch, QUEUE) => {
+                received = self.events.recv_many(&mut batch, QUEUE) => {
                     if received == 0 {
                         return;
                     }
-                    self.pause(&mut events, &mut batch).await;
+                    self.pause(&mut batch).await;
                     for (at, event) in batch.drain(..) {
                         self.apply(at, event);
                     }
@@ -235,11 +239,11 @@ impl Control {
     }
 
     /// Gathers more events until the last table is old enough. Before the first table nothing hurries.
-    async fn pause(&self, events: &mut mpsc::Receiver<(Instant, Event)>, batch: &mut Vec<(Instant, Event)>) {
+    async fn pause(&mut self, batch: &mut Vec<(Instant, Event)>) {
         let Some(published) = self.published else { return };
         let due = tokio::time::Instant::from_std(published + PUBLISH_EVERY);
         while batch.len() < 8 * QUEUE {
-            match tokio::time::timeout_at(due, events.recv_many(batch, QUEUE)).await {
+            match tokio::time::timeout_at(due, self.events.recv_many(batch, QUEUE)).await {
                 Ok(received) if received > 0 => {}
                 _ => return,
             }
@@ -319,6 +323,14 @@ impl Control {
             let _ = answer.send(batches.open(&self.store, &subscription, age));
         }
     }
+}
+
+/// A watch of the events that a test sends.
+#[cfg(all(test, feature = "feed"))]
+pub(crate) fn watch_of_test(here: Here) -> (Watch, Events) {
+    let (watch, control, events) = Control::new(&Scope::All, here);
+    tokio::spawn(control.run());
+    (watch, events)
 }
 
 /// Counts a trigger at `millis` since 1970, if it was after `started` and is not in the future.

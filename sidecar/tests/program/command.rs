@@ -225,7 +225,7 @@ fn completion_knows_the_verbs_and_flags_of_every_shell() {
         let output = run(&["completion", shell]);
         let script = text(&output.stdout);
         assert!(output.status.success() && output.stderr.is_empty(), "{shell}");
-        for word in ["sidecar", "capture", "endpoints", "explain", "drain-timeout", "skip-subnets"] {
+        for word in ["sidecar", "capture", "hub", "endpoints", "explain", "drain-timeout", "skip-subnets"] {
             assert!(script.contains(word), "{shell}: {word}");
         }
     }
@@ -241,5 +241,5 @@ fn only_the_verbs_that_work_are_offered() {
         .take_while(|line| !line.is_empty())
         .filter_map(|line| line.split_whitespace().next())
         .collect();
-    assert_eq!(verbs, ["sidecar", "capture", "endpoints", "explain", "completion", "help"]);
+    assert_eq!(verbs, ["sidecar", "capture", "hub", "endpoints", "explain", "completion", "help"]);
 }

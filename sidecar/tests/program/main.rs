@@ -12,6 +12,7 @@ mod command;
 mod control;
 mod endings;
 mod exposition;
+mod feed;
 mod folder;
 mod handover;
 mod server;

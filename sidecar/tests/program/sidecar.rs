@@ -17,6 +17,8 @@ pub(crate) struct Sidecar {
     log: Arc<Mutex<String>>,
     /// The addresses of its listeners, in the order of `--listen`.
     pub(crate) listens: Vec<SocketAddr>,
+    /// Where its feed is, as `--source feed:` takes it.
+    pub(crate) feed: Option<String>,
     pub(crate) health: SocketAddr,
     pub(crate) admin: SocketAddr,
 }
@@ -63,7 +65,16 @@ impl Sidecar {
 
     /// The same, with `prepare` for its environment.
     pub(crate) fn start_with(arguments: &[&str], prepare: impl FnOnce(&mut Command)) -> Self {
-        let mut command = remora(&["sidecar"]);
+        Self::run("sidecar", arguments, prepare)
+    }
+
+    /// Starts a hub, which can be asked the same.
+    pub(crate) fn hub(arguments: &[&str]) -> Self {
+        Self::run("hub", arguments, |_| ())
+    }
+
+    fn run(verb: &str, arguments: &[&str], prepare: impl FnOnce(&mut Command)) -> Self {
+        let mut command = remora(&[verb]);
         for flag in ["--health", "--admin"].iter().filter(|flag| !arguments.contains(flag)) {
             command.args([flag, "127.0.0.1:0"]);
         }
@@ -79,16 +90,17 @@ impl Sidecar {
                 log.push('\n');
             }
         });
-        let (mut listens, mut health) = (Vec::new(), None);
+        let (mut listens, mut feed, mut health) = (Vec::new(), None, None);
         for line in BufReader::new(child.stdout.take().unwrap()).lines() {
             let line = line.unwrap();
             let words: Vec<&str> = line.split(' ').collect();
             match words[..] {
                 ["listen", address, _] => listens.push(address.parse().unwrap()),
+                ["feed", address] => feed = Some(address.to_owned()),
                 ["health", address] => health = Some(address.parse().unwrap()),
                 ["admin", address] => {
                     let admin = address.parse().unwrap();
-                    return Self { child, log, listens, health: health.unwrap(), admin };
+                    return Self { child, log, listens, feed, health: health.unwrap(), admin };
                 }
                 _ => panic!("{line:?} is not an address"),
             }

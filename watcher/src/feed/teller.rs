@@ -8,6 +8,7 @@
 //! ```
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::{broadcast, oneshot};
@@ -17,8 +18,6 @@ use super::batches::{Batch, Opening};
 use super::{HEARTBEAT, Subscription, heartbeat};
 use crate::Watch;
 
-use std::sync::Arc;
-
 /// Who tells one reader. Owning one costs its source nothing while nothing changes.
 #[derive(Debug)]
 pub struct Teller {
@@ -27,6 +26,8 @@ pub struct Teller {
     state: State,
     /// Frames that are due.
     due: VecDeque<Bytes>,
+    /// The snapshot that is being told, as others are told it at the same time.
+    snapshot: Option<Arc<Vec<Bytes>>>,
     beat: Instant,
 }
 
@@ -56,7 +57,7 @@ impl Teller {
     /// Tells what `watch` knows and `subscription` covers.
     pub fn new(watch: Watch, subscription: Subscription) -> Self {
         let beat = Instant::now() + HEARTBEAT;
-        Self { watch, subscription, state: State::New, due: VecDeque::new(), beat }
+        Self { watch, subscription, state: State::New, due: VecDeque::new(), snapshot: None, beat }
     }
 
     /// From here on tells what `subscription` covers. What is on its way of the earlier one is not told any more.
@@ -73,6 +74,7 @@ impl Teller {
         if let Some(frame) = self.due.pop_front() {
             return Some(self.frame(frame));
         }
+        self.snapshot = None;
         loop {
             match &mut self.state {
                 State::New => {
@@ -84,6 +86,7 @@ impl Teller {
                         let Opening { frames, version, batches } = opening.ok()?;
                         self.state = State::Following { version, batches };
                         self.due = frames.iter().cloned().collect();
+                        self.snapshot = Some(frames);
                         let first = self.due.pop_front()?;
                         self.beat = Instant::now() + HEARTBEAT;
                         return Some(Told::Snapshot(first));
@@ -119,5 +122,129 @@ impl Teller {
     fn live(&mut self) -> Told {
         let age = self.watch.age();
         self.frame(heartbeat(age).into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::feed::Mirror;
+    use crate::sample::{apply_service, apply_slice, here, listed, name, rows, service, slice};
+    use crate::store::{Event, Kind};
+    use crate::watch::{Events, watch_of_test};
+
+    /// A watch with a table of shop/web and shop/api.
+    async fn watched() -> (Watch, Events) {
+        let (watch, events) = watch_of_test(here());
+        let objects = vec![apply_service(service("web", 1)), apply_service(service("api", 2))];
+        let lists = [Kind::Services, Kind::Slices].map(listed);
+        let [[services, services_end], [slices, slices_end]] = lists;
+        for event in [services, slices].into_iter().chain(objects).chain([services_end, slices_end]) {
+            events.send(event).await;
+        }
+        (watch, events)
+    }
+
+    /// Reads until `mirror` has the rows of `watch`.
+    async fn catch_up(teller: &mut Teller, mirror: &mut Mirror, watch: &Watch) -> Vec<Told> {
+        let mut all = Vec::new();
+        while rows(mirror.table()) != rows(&watch.tables.load()) || !mirror.is_synced() {
+            let told = teller.next().await.expect("the watch lives");
+            if let Told::Frame(frame) | Told::Snapshot(frame) = &told {
+                mirror.frame(frame).expect("it is a frame");
+            }
+            all.push(told);
+        }
+        all
+    }
+
+    async fn change(watch: &Watch, events: &Events, service: &str, endpoint: u8) {
+        let event: Event = apply_slice(service, slice(&format!("{service}-1"), &[endpoint]));
+        events.send(event).await;
+        let address = format!("10.0.0.{endpoint}:8080");
+        let has = |port: &Arc<selection::ServicePort>| {
+            port.endpoints.iter().any(|endpoint| endpoint.address.to_string() == address)
+        };
+        watch.tables.reaches(|table| table.ports(&name(service)).iter().any(has)).await;
+    }
+
+    #[tokio::test]
+    async fn a_reader_gets_a_snapshot_then_what_changes() {
+        let (watch, events) = watched().await;
+        let (mut teller, mut mirror) = (Teller::new(watch.clone(), Subscription::All), Mirror::new(here()));
+        let told = catch_up(&mut teller, &mut mirror, &watch).await;
+        assert!(matches!(told[..], [Told::Snapshot(_)]));
+        for endpoint in 1..5 {
+            change(&watch, &events, "web", endpoint).await;
+            let told = catch_up(&mut teller, &mut mirror, &watch).await;
+            assert!(matches!(&told[..], [Told::Frame(frame)] if frame.len() <= 200), "{told:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn all_readers_of_everything_share_the_bytes() {
+        let (watch, events) = watched().await;
+        let reader = || Teller::new(watch.clone(), Subscription::All);
+        let (mut one, mut other) = (reader(), reader());
+        let snapshots = tokio::join!(one.next(), other.next());
+        change(&watch, &events, "web", 1).await;
+        let changes = tokio::join!(one.next(), other.next());
+        let at = |told: &Option<Told>| match told {
+            Some(Told::Frame(bytes) | Told::Snapshot(bytes)) => bytes.as_ptr(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((at(&snapshots.0), at(&changes.0)), (at(&snapshots.1), at(&changes.1)));
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_falls_behind_is_told_everything_again() {
+        let (watch, events) = watched().await;
+        let (mut teller, mut mirror) = (Teller::new(watch.clone(), Subscription::All), Mirror::new(here()));
+        catch_up(&mut teller, &mut mirror, &watch).await;
+        for endpoint in 1..=100 {
+            change(&watch, &events, "web", endpoint).await;
+        }
+        let told = catch_up(&mut teller, &mut mirror, &watch).await;
+        assert!(matches!(told[..], [Told::FellBehind, Told::Snapshot(_)]), "{told:?}");
+    }
+
+    #[tokio::test]
+    async fn a_reader_is_told_what_it_subscribes_to_and_may_change_its_mind() {
+        let (watch, events) = watched().await;
+        let mut teller = Teller::new(watch.clone(), Subscription::services([name("web")]));
+        let mut mirror = Mirror::new(here());
+        let mut next = async |teller: &mut Teller| match teller.next().await {
+            Some(Told::Frame(frame) | Told::Snapshot(frame)) => {
+                mirror.frame(&frame).expect("it is a frame");
+                rows(mirror.table())
+                    .into_iter()
+                    .map(|row| (row.service, row.cluster.len()))
+                    .collect::<Vec<_>>()
+            }
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(next(&mut teller).await, [("shop/web".to_owned(), 0)]);
+        change(&watch, &events, "api", 1).await;
+        change(&watch, &events, "web", 1).await;
+        assert_eq!(next(&mut teller).await, [("shop/web".to_owned(), 1)], "nothing of shop/api in between");
+        teller.subscribe(Subscription::services([name("api")]));
+        assert_eq!(next(&mut teller).await, [("shop/api".to_owned(), 1)]);
+        teller.subscribe(Subscription::namespaces(["shop".into()]));
+        assert_eq!(next(&mut teller).await.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_reader_waits_for_the_first_table() {
+        let (watch, events) = watch_of_test(here());
+        let mut teller = Teller::new(watch, Subscription::All);
+        tokio::select! {
+            biased;
+            told = teller.next() => panic!("{told:?} without a table"),
+            () = tokio::task::yield_now() => {}
+        }
+        for event in [Kind::Services, Kind::Slices].map(listed).into_iter().flatten() {
+            events.send(event).await;
+        }
+        assert!(matches!(teller.next().await, Some(Told::Snapshot(_))));
     }
 }

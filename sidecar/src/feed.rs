@@ -1,0 +1,333 @@
+//! Serves the feed to other Remoras: as a gRPC stream (`remora.Feed/Watch`, to Envoys and whoever changes what it reads)
+//! and as the body of `GET /v1/feed` (`namespace=NAMESPACE`, `service=NAMESPACE/NAME`, each as often as one likes;
+//! everything without). In: a watch. Out: frames. Only on this machine, until readers prove who they are. Whoever reads
+//! slowly costs little, and nobody else anything.
+
+mod counts;
+mod message;
+mod place;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::channel::{Channel, Sender};
+use http_body_util::{Either, Full};
+use hyper::body::Incoming;
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderName, HeaderValue};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode, Version};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use selection::ServiceName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+use watcher::Watch;
+use watcher::feed::{self, Subscription, Teller, Told};
+
+use crate::http;
+
+pub use counts::{Counts, Reset};
+use message::Messages;
+pub use message::Status;
+pub use place::{Error, Listener, bind};
+
+/// Readers at once; one more is turned away.
+const READERS: usize = 1024;
+/// Connections at once, of which each may carry several readers; more wait in the kernel.
+const CONNECTIONS: usize = 1024;
+/// Readers on one connection.
+const STREAMS: u32 = 256;
+/// For the request's line and headers.
+const HEADERS_WITHIN: Duration = Duration::from_secs(5);
+/// A reader on a gRPC stream says within this time what it wants.
+const SAYS_WITHIN: Duration = Duration::from_secs(30);
+/// A reader that takes nothing for so long is let go.
+const TAKES_WITHIN: Duration = Duration::from_secs(60);
+/// An idle HTTP/2 connection is tried this often.
+const PING_EVERY: Duration = Duration::from_secs(20);
+/// Frames that wait for the connection to take them.
+const WAITING: usize = 2;
+
+/// The path of the gRPC method.
+const WATCH: &str = "/remora.Feed/Watch";
+
+/// Who serves the feed.
+#[derive(Clone, Debug)]
+pub struct Feed {
+    watch: Watch,
+    counts: Arc<Counts>,
+    readers: Arc<Semaphore>,
+}
+
+type Body = Either<Full<Bytes>, Channel<Bytes>>;
+
+impl Feed {
+    /// Serves what `watch` knows.
+    pub fn new(watch: Watch) -> Self {
+        Self { watch, counts: Arc::default(), readers: Arc::new(Semaphore::new(READERS)) }
+    }
+
+    /// What was told to how many.
+    pub fn counts(&self) -> Arc<Counts> {
+        Arc::clone(&self.counts)
+    }
+
+    /// Serves until the future is dropped.
+    ///
+    /// # Errors
+    /// If the runtime has no place for the listener.
+    pub async fn serve(self, listener: Listener) -> std::io::Result<Infallible> {
+        let listener = listener.listen()?;
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        loop {
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { continue };
+            match listener.accept().await {
+                Ok(place::Stream::Tcp(stream)) => {
+                    // A change is one small packet, and shall not wait for another.
+                    let _ = stream.set_nodelay(true);
+                    tokio::spawn(self.clone().converse(stream, place));
+                }
+                Ok(place::Stream::Unix(stream)) => drop(tokio::spawn(self.clone().converse(stream, place))),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot take a reader of the feed; trying again");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    async fn converse(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        place: OwnedSemaphorePermit,
+    ) {
+        let service = hyper::service::service_fn(move |request| {
+            let feed = self.clone();
+            async move { Ok::<_, Infallible>(feed.answer(request)) }
+        });
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS_WITHIN).keep_alive(false);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_EVERY)
+            .max_concurrent_streams(STREAMS);
+        if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
+            tracing::debug!(error, "a reader of the feed went wrong");
+        }
+        drop(place);
+    }
+
+    /// Answers at once; what is streamed comes from a task of its own.
+    fn answer(self, request: Request<Incoming>) -> Response<Body> {
+        if is_grpc(&request) {
+            return self.stream(request);
+        }
+        // HTTP/1.1 names the host in a header, HTTP/2 in the request's address.
+        let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
+        let host = host.or_else(|| request.uri().authority().map(|authority| authority.as_str()));
+        if !http::is_local(host.unwrap_or_default()) {
+            return text(StatusCode::FORBIDDEN, "a browser asked under a foreign host name; ask by address");
+        }
+        match (request.method(), request.uri().path()) {
+            (&Method::GET, "/v1/feed") => {}
+            (_, "/v1/feed") => return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is understood here"),
+            _ => return text(StatusCode::NOT_FOUND, INDEX),
+        }
+        let subscription = match subscription(request.uri().query().unwrap_or_default()) {
+            Ok(subscription) => subscription,
+            Err(wrong) => return text(StatusCode::BAD_REQUEST, &wrong),
+        };
+        let Ok(reader) = Arc::clone(&self.readers).try_acquire_owned() else {
+            self.counts.reset(Reset::Limit);
+            return text(StatusCode::SERVICE_UNAVAILABLE, "as many readers as this process serves are here");
+        };
+        let (body, channel) = Channel::new(WAITING);
+        tokio::spawn(async move {
+            let telling = Telling { body, framing: prefixed };
+            let mut teller = Teller::new(self.watch.clone(), subscription);
+            self.tell(telling, &mut teller, None).await;
+            drop(reader);
+        });
+        let mut response = Response::new(Either::Right(channel));
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        response
+    }
+
+    fn stream(self, request: Request<Incoming>) -> Response<Body> {
+        let ends = |status: Status| {
+            let mut response = grpc(Either::Left(Full::default()));
+            response.headers_mut().extend(status.headers());
+            response
+        };
+        if request.uri().path() != WATCH {
+            return ends(Status::UNIMPLEMENTED);
+        }
+        let Ok(reader) = Arc::clone(&self.readers).try_acquire_owned() else {
+            self.counts.reset(Reset::Limit);
+            return ends(Status::EXHAUSTED);
+        };
+        let (body, channel) = Channel::new(WAITING);
+        let mut messages = Messages::new(request.into_body());
+        tokio::spawn(async move {
+            let mut telling = Telling { body, framing: message::framed };
+            let status = match timeout(SAYS_WITHIN, messages.next()).await {
+                Ok(Ok(Some(subscription))) => {
+                    let mut teller = Teller::new(self.watch.clone(), subscription);
+                    let told = self.tell(telling, &mut teller, Some(messages)).await;
+                    let Some((back, status)) = told else { return };
+                    telling = back;
+                    status
+                }
+                Ok(Ok(None)) => Status::OK,
+                Ok(Err(status)) => status,
+                Err(_) => Status::LATE,
+            };
+            if status == Status::MALFORMED {
+                self.counts.reset(Reset::Malformed);
+            }
+            let _ = telling.body.send_trailers(status.headers().collect::<HeaderMap>()).await;
+            drop(reader);
+        });
+        grpc(Either::Right(channel))
+    }
+
+    /// Tells one reader until it is gone, or one of us has had enough: then how it ends.
+    async fn tell(
+        &self,
+        mut telling: Telling,
+        teller: &mut Teller,
+        mut messages: Option<Messages>,
+    ) -> Option<(Telling, Status)> {
+        let _counted = self.counts.reader();
+        loop {
+            let told = tokio::select! {
+                told = teller.next() => told,
+                asked = next(&mut messages) => match asked {
+                    Ok(Some(subscription)) => {
+                        teller.subscribe(subscription);
+                        continue;
+                    }
+                    // It has no more to say, and may read on.
+                    Ok(None) => {
+                        messages = None;
+                        continue;
+                    }
+                    Err(status) => return Some((telling, status)),
+                },
+            };
+            let frame = match told {
+                Some(Told::Frame(frame)) => frame,
+                Some(Told::Snapshot(frame)) => {
+                    self.counts.snapshot();
+                    frame
+                }
+                Some(Told::FellBehind) => {
+                    self.counts.reset(Reset::FellBehind);
+                    continue;
+                }
+                None => return Some((telling, Status::UNAVAILABLE)),
+            };
+            let bytes = Bytes::from((telling.framing)(&frame));
+            self.counts.frame(bytes.len());
+            match timeout(TAKES_WITHIN, telling.body.send_data(bytes)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return None,
+                Err(_) => {
+                    self.counts.reset(Reset::Stalled);
+                    return None;
+                }
+            }
+        }
+    }
+}
+
+/// What a reader gets, and how a frame looks there.
+struct Telling {
+    body: Sender<Bytes>,
+    framing: fn(&[u8]) -> Vec<u8>,
+}
+
+/// `frame` in a stream of bytes.
+fn prefixed(frame: &[u8]) -> Vec<u8> {
+    [&feed::prefix(frame)[..], frame].concat()
+}
+
+/// The next subscription; waits for ever if there can be none.
+async fn next(messages: &mut Option<Messages>) -> Result<Option<Subscription>, Status> {
+    match messages {
+        Some(messages) => messages.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A gRPC call. Browsers cannot make one of themselves: they do not speak HTTP/2 without TLS.
+fn is_grpc(request: &Request<Incoming>) -> bool {
+    let media = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    request.version() == Version::HTTP_2
+        && request.method() == Method::POST
+        && media.starts_with(b"application/grpc")
+}
+
+fn grpc(body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    response
+}
+
+fn subscription(query: &str) -> Result<Subscription, String> {
+    let (mut namespaces, mut services) = (Vec::new(), Vec::new());
+    for (word, value) in form_urlencoded::parse(query.as_bytes()) {
+        match (&*word, value.split_once('/')) {
+            ("namespace", None) if !value.is_empty() => namespaces.push(value.into()),
+            ("service", Some((namespace, name))) if !namespace.is_empty() && !name.is_empty() => {
+                services.push(ServiceName::new(namespace, name));
+            }
+            _ => return Err(format!("{word}={value} is not understood; {INDEX}")),
+        }
+    }
+    Ok(if namespaces.is_empty() && services.is_empty() {
+        Subscription::All
+    } else {
+        Subscription::Some {
+            namespaces: namespaces.into_iter().collect(),
+            services: services.into_iter().collect(),
+        }
+    })
+}
+
+const INDEX: &str =
+    "GET /v1/feed[?namespace=NAMESPACE][&service=NAMESPACE/NAME], or call remora.Feed/Watch by gRPC";
+
+fn text(status: StatusCode, sentence: &str) -> Response<Body> {
+    let mut response = Response::new(Either::Left(Full::from(format!("{sentence}\n"))));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(http::TEXT));
+    response
+}
+
+/// The headers that end a gRPC call.
+type Ending = (HeaderName, HeaderValue);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_names_namespaces_and_services_or_everything() {
+        assert_eq!(subscription(""), Ok(Subscription::All));
+        let both = Subscription::Some {
+            namespaces: ["shop".into()].into(),
+            services: [ServiceName::new("bank", "web")].into(),
+        };
+        assert_eq!(subscription("namespace=shop&service=bank%2Fweb"), Ok(both));
+        for wrong in ["namespace=", "namespace=a/b", "service=web", "service=/web", "other=1"] {
+            assert!(subscription(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! `remora hub`: knows the cluster, serves its feed, and moves no bytes of anybody. As many as one likes stand side by
+//! side, each with what it watches itself; none keeps anything.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use selection::Here;
+use watcher::Scope;
+
+use crate::admin::Admin;
+use crate::config::Hub;
+use crate::ending::{self, Asked};
+use crate::feed::{self, Feed};
+use crate::handover::Inherited;
+use crate::health::{Draining, Health};
+use crate::http;
+use crate::metrics::Metrics;
+use crate::sidecar::{Error, announce, secret};
+use crate::traffic::Traffic;
+
+/// Runs the hub until it is asked to end. Its readers find another, or wait; what they know serves on.
+///
+/// # Errors
+/// If it cannot start; nothing has been served then.
+pub fn run(config: Hub) -> Result<(), Error> {
+    crate::logs::start(config.log_format, &config.log_level);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::System("start threads", error))?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: Hub) -> Result<(), Error> {
+    let asked = ending::signals().map_err(|error| Error::System("hear signals", error))?;
+    let origin = Instant::now();
+    let secret = secret().map_err(|error| Error::System("read random numbers", error))?;
+    // There are no connections to hand over; a successor takes the addresses once they are free.
+    let mut nobody = Inherited::default();
+    let listener = feed::bind(&config.feed, &mut nobody)?;
+    let mut bind = |flag, address| http::bind(flag, address, &mut nobody);
+    let health = config.health.map(|address| bind("health", address)).transpose()?;
+    let admin = config.admin.map(|address| bind("admin", address)).transpose()?;
+
+    let source = config.source.to_string();
+    let watch = watcher::start(config.source, Scope::All, Here::default()).await?;
+    announce(&[], &[], Some(&listener), health.as_ref(), admin.as_ref());
+    let feed = Feed::new(watch.clone());
+    let traffic = Arc::new(Traffic::default());
+    if let Some(listener) = health {
+        let metrics = Metrics::new(watch.clone(), Arc::clone(&traffic), Vec::new(), origin);
+        let metrics = metrics.with_feed(feed.counts());
+        let draining = Draining::default();
+        let answers = Health { watch: watch.clone(), metrics, draining, is_ready_without_table: false };
+        tokio::spawn(http::serve(listener, Arc::new(answers)));
+    }
+    if let Some(listener) = admin {
+        let here = Here::default();
+        let answers = Admin { watch, traffic, listens: Vec::new(), source, here, secret, origin };
+        tokio::spawn(http::serve(listener, Arc::new(answers)));
+    }
+    let mut ends = asked.subscribe();
+    tokio::select! {
+        Err(error) = feed.serve(listener) => Err(Error::System("serve the feed", error)),
+        _ = ends.wait_for(Asked::to_end) => Ok(()),
+    }
+}
