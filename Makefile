@@ -35,6 +35,7 @@ bench: ## Measure picks, changes, the relay beside its peers, and what capture c
 	@.ci/prerequisites build
 	@cargo bench --locked -p selection --bench pick
 	@cargo bench --locked -p watcher --bench store
+	@cargo bench --locked -p watcher --bench feed
 	@sidecar/benches/peers
 	@cargo bench --locked -p sidecar --bench relay
 	@cargo bench --locked -p sidecar --bench relay -- capture
