@@ -29,8 +29,7 @@ use watcher::feed::{self, Subscription, Teller, Told};
 use crate::http;
 
 pub use counts::{Counts, Reset};
-use message::Messages;
-pub use message::Status;
+use message::{Messages, Status};
 pub use place::{Error, Listener, bind};
 
 /// Readers at once; one more is turned away.

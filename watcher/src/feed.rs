@@ -117,7 +117,8 @@ pub use subscription::Subscription;
 #[cfg(feature = "feed")]
 pub use teller::{Teller, Told};
 
-/// A writer fills a frame up to this size; it is larger only if one operation is.
+/// A writer fills a frame up to this size; it is larger only if one operation is. What it has takes a reader about half
+/// a millisecond, and an Envoy's worker moves no bytes meanwhile.
 pub const FRAME: usize = 32 << 10;
 /// A reader takes no frame that is larger.
 pub const LARGEST: usize = 1 << 20;

@@ -14,7 +14,7 @@ const PREFIX: usize = 5;
 
 /// How a gRPC call ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Status {
+pub(super) struct Status {
     code: &'static str,
     message: &'static str,
 }
