@@ -14,6 +14,7 @@ use pingora_core::server::{ListenFds, ShutdownSignal, ShutdownSignalWatch, Shutd
 use pingora_core::services::Service;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::capture::agreement::{ALIVE_EVERY, ALIVE_LASTS};
 use crate::handover::Offer;
@@ -101,22 +102,20 @@ impl DataPlane {
         let Asked { signals: before, succeeded } = *self.asked.borrow();
         // The rules bring connections for a while yet, and somebody must take them.
         let linger = self.heartbeat.take().is_some() && !succeeded;
-        let drain = async {
-            if linger {
-                tokio::time::sleep(ALIVE_LASTS + ALIVE_EVERY / 2).await;
+        if linger {
+            let again = self.asked.wait_for(|asked| asked.signals > before);
+            let _ = timeout(ALIVE_LASTS + ALIVE_EVERY / 2, again).await;
+        }
+        let mut why = "at the end of --drain-timeout";
+        let patience = async {
+            let again = self.asked.wait_for(|asked| asked.signals > before);
+            if timeout(self.drain_timeout, again).await.is_ok() {
+                why = "when asked to end again";
             }
-            running.drain(self.drain_timeout).await
         };
-        tokio::select! {
-            drained = drain => {
-                if drained.reset > 0 {
-                    tracing::warn!(connections = drained.reset, "reset what was open at the end of --drain-timeout");
-                }
-            }
-            // Dropping the data plane resets what is open.
-            _ = self.asked.wait_for(|asked| asked.signals > before) => {
-                tracing::warn!("asked to end again: reset what was open");
-            }
+        let drained = running.drain(patience).await;
+        if drained.reset > 0 {
+            tracing::warn!(connections = drained.reset, "reset what was open {why}");
         }
     }
 }

@@ -269,8 +269,8 @@ impl Running {
     }
 
     /// Takes what clients have already connected, stops listening, waits until every connection has ended by
-    /// itself or `timeout` has passed, and resets what is left. Runs in any runtime.
-    pub async fn drain(mut self, timeout: Duration) -> Drained {
+    /// itself or `patience` has ended, and resets what is left. Runs in any runtime.
+    pub async fn drain(mut self, patience: impl Future) -> Drained {
         self.stage.send_replace(Stage::Draining);
         let mut reset = 0;
         let all = async {
@@ -279,7 +279,11 @@ impl Running {
                 reset += ended.await.unwrap_or(0);
             }
         };
-        if tokio::time::timeout(timeout, all).await.is_err() {
+        let is_over = tokio::select! {
+            () = all => true,
+            _ = patience => false,
+        };
+        if !is_over {
             self.stage.send_replace(Stage::Stopped);
             for ended in self.ended.iter_mut().filter(|ended| !ended.is_terminated()) {
                 reset += ended.await.unwrap_or(0);

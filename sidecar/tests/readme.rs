@@ -37,10 +37,11 @@ fn every_command_of_the_readme_runs() {
         let mut child = start(command);
         let mut out = BufReader::new(child.stdout.take().unwrap());
         let mut said = String::new();
-        if command.starts_with("remora sidecar") {
-            // It serves until it is asked to end: once it has said where it listens, it is.
+        let serves = [("remora sidecar", "listen "), ("remora hub", "feed ")];
+        if let Some((_, says)) = serves.iter().find(|(program, _)| command.starts_with(program)) {
+            // It serves until it is asked to end: once it has said where, it is.
             out.read_line(&mut said).unwrap();
-            assert!(said.starts_with("listen "), "{command} said {said:?}");
+            assert!(said.starts_with(says), "{command} said {said:?}");
             kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
         }
         out.read_to_string(&mut said).unwrap();

@@ -93,7 +93,7 @@ impl World {
     /// Drains the data plane.
     pub(crate) fn drain(self, timeout: Duration) -> Drained {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        runtime.block_on(self.running.drain(timeout))
+        runtime.block_on(async { self.running.drain(tokio::time::sleep(timeout)).await })
     }
 }
 
