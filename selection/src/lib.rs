@@ -8,9 +8,11 @@
 
 mod draw;
 mod eligibility;
+mod failure;
 mod maglev;
 mod name;
 mod pick;
+mod pins;
 mod port;
 mod row;
 mod service;
@@ -19,9 +21,11 @@ mod tally;
 
 pub use draw::{Draw, Flow, Seed, client_hash, fixed_hash};
 pub use eligibility::{LeftOut, Skip, Standing, Survey, build, skip, survey};
+pub use failure::Failure;
 pub use maglev::ENTRIES as MAGLEV_ENTRIES;
 pub use name::{Family, Here, Protocol, ServiceName, Symbol};
 pub use pick::{Pin, Question, Step, Tried, Unpinned, Verdict, explain, pick, put_aside};
+pub use pins::Pins;
 pub use port::{Destination, Endpoint, Path, Pool, PortId, ServicePort};
 pub use row::Row;
 pub use service::{Balance, Fact, Hints, Kind, Pod, Port, Service, Slice, SlicePort};

@@ -224,7 +224,7 @@ impl Bound {
     /// A thread or its runtime cannot be made.
     pub fn run(self, tables: &Tables, traffic: &Arc<Traffic>) -> Result<Running, Error> {
         let addresses = self.addresses();
-        let pins = Arc::new(Pins::default());
+        let pins = Arc::new(Pins::new(self.settings.seed));
         let open = Arc::new(AtomicUsize::new(0));
         let (stage, _) = watch::channel(Stage::Serving);
         let mut ended = Vec::with_capacity(self.sockets.len());

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
+pub use selection::Failure;
 use selection::{ServiceName, Symbol};
 
 /// The counters of one process. Owning one (through its `Arc`) means to read what every data thread counted,
@@ -75,57 +76,6 @@ pub struct Counts {
     pub limited: u64,
     /// Connects that failed, by [`Failure::ALL`].
     pub failures: [u64; Failure::ALL.len()],
-}
-
-/// Why a connect to an endpoint failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// `ECONNREFUSED`: nobody listens there.
-    Refused,
-    /// No answer within the connect timeout.
-    Timeout,
-    /// No way there: `EHOSTUNREACH`, `ENETUNREACH` and the like.
-    Unreachable,
-    /// Reset before one byte was relayed: another endpoint is tried, but the connection stood, so that nothing is
-    /// held against this one.
-    Reset,
-    /// This process or machine is out of descriptors or memory; nothing is held against the endpoint.
-    Descriptors,
-    /// This machine is out of ports towards the endpoint (`EADDRNOTAVAIL`); nothing is held against it.
-    Ports,
-    /// Anything else, such as a firewall of this machine; nothing is held against the endpoint.
-    Other,
-}
-
-impl Failure {
-    /// Every reason, in the order of [`Counts::failures`].
-    pub const ALL: [Self; 7] = [
-        Self::Refused,
-        Self::Timeout,
-        Self::Unreachable,
-        Self::Reset,
-        Self::Descriptors,
-        Self::Ports,
-        Self::Other,
-    ];
-
-    /// The reason in one word, for logs and as a metric's label. Stable.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Refused => "refused",
-            Self::Timeout => "timeout",
-            Self::Unreachable => "unreachable",
-            Self::Reset => "reset",
-            Self::Descriptors => "descriptors",
-            Self::Ports => "ports",
-            Self::Other => "other",
-        }
-    }
-
-    /// The endpoint is the one to blame, not this machine.
-    pub fn blames_endpoint(self) -> bool {
-        matches!(self, Self::Refused | Self::Timeout | Self::Unreachable)
-    }
 }
 
 impl Traffic {
@@ -261,13 +211,5 @@ mod tests {
         assert_eq!(counts.failures(Failure::Ports), 2);
         assert_eq!(counts.failures.iter().sum::<u64>(), 2);
         assert_eq!((snapshot[0].1.dropped, traffic.active()), (1, 2));
-    }
-
-    #[test]
-    fn every_failure_has_its_own_label_and_place() {
-        for (at, failure) in Failure::ALL.iter().enumerate() {
-            assert_eq!(*failure as usize, at);
-            assert!(Failure::ALL.iter().filter(|other| other.label() == failure.label()).count() == 1);
-        }
     }
 }
