@@ -113,7 +113,7 @@ pub use facts::{Changes, snapshot};
 pub(crate) use follow::follow;
 pub use mirror::Mirror;
 pub use splitter::{Splitter, prefix};
-pub use subscription::Subscription;
+pub use subscription::{Names, Subscription};
 #[cfg(feature = "feed")]
 pub use teller::{Teller, Told};
 

@@ -7,7 +7,7 @@
 //! | 2, any number of times | a namespace |
 //! | 3, any number of times | a Service: `NAMESPACE/NAME` |
 
-use std::collections::BTreeSet;
+use std::ops::Deref;
 
 use selection::{ServiceName, Symbol};
 
@@ -22,26 +22,73 @@ pub enum Subscription {
     /// Those of some namespaces, and some others.
     Some {
         /// All Services of these.
-        namespaces: BTreeSet<Symbol>,
+        namespaces: Names<Symbol>,
         /// And these.
-        services: BTreeSet<ServiceName>,
+        services: Names<ServiceName>,
     },
+}
+
+/// A set of names: a list, sorted. A tree would be 20 KB of the module that an Envoy loads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Names<T>(Vec<T>);
+
+impl<T: Ord> Names<T> {
+    /// Whether `name` is one of them.
+    pub fn contains(&self, name: &T) -> bool {
+        self.0.binary_search(name).is_ok()
+    }
+
+    /// Adds one, if it is not one of them. For a few; many are collected.
+    pub fn insert(&mut self, name: T) {
+        if let Err(at) = self.0.binary_search(&name) {
+            self.0.insert(at, name);
+        }
+    }
+}
+
+impl<T> Default for Names<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T> Deref for Names<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.0
+    }
+}
+
+impl<T: Ord> FromIterator<T> for Names<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(names: I) -> Self {
+        let mut names: Vec<T> = names.into_iter().collect();
+        names.sort_unstable();
+        names.dedup();
+        Self(names)
+    }
+}
+
+impl<T: Ord, const N: usize> From<[T; N]> for Names<T> {
+    fn from(names: [T; N]) -> Self {
+        names.into_iter().collect()
+    }
 }
 
 impl Subscription {
     /// Nothing yet.
     pub fn none() -> Self {
-        Self::Some { namespaces: BTreeSet::new(), services: BTreeSet::new() }
+        Self::Some { namespaces: Names::default(), services: Names::default() }
     }
 
     /// All Services of `namespaces`.
     pub fn namespaces(namespaces: impl IntoIterator<Item = Symbol>) -> Self {
-        Self::Some { namespaces: namespaces.into_iter().collect(), services: BTreeSet::new() }
+        Self::Some { namespaces: namespaces.into_iter().collect(), services: Names::default() }
     }
 
     /// The Services of these names.
     pub fn services(services: impl IntoIterator<Item = ServiceName>) -> Self {
-        Self::Some { namespaces: BTreeSet::new(), services: services.into_iter().collect() }
+        Self::Some { namespaces: Names::default(), services: services.into_iter().collect() }
     }
 
     /// Whether it has `service`.
@@ -76,18 +123,19 @@ impl Subscription {
             return Err(Error::TooLarge);
         }
         let mut is_all = false;
-        let (mut namespaces, mut services) = (BTreeSet::new(), BTreeSet::new());
+        let (mut namespaces, mut services) = (Vec::new(), Vec::new());
         for field in Fields(bytes) {
             match field? {
                 (1, value) => is_all = value.number()? == 1,
-                (2, value) => drop(namespaces.insert(text(value.bytes()?)?.into())),
+                (2, value) => namespaces.push(text(value.bytes()?)?.into()),
                 (3, value) => {
                     let (namespace, name) = text(value.bytes()?)?.split_once('/').ok_or(Error::Malformed)?;
-                    services.insert(ServiceName::new(namespace, name));
+                    services.push(ServiceName::new(namespace, name));
                 }
                 _ => {}
             }
         }
+        let (namespaces, services) = (namespaces.into_iter().collect(), services.into_iter().collect());
         Ok(if is_all { Self::All } else { Self::Some { namespaces, services } })
     }
 }
@@ -122,6 +170,14 @@ mod tests {
     fn fields_of_newer_readers_are_passed_over() {
         let newer = [&some().encode()[..], b"\x3a\x02hi\x40\x07"].concat();
         assert_eq!(Subscription::decode(&newer), Ok(some()));
+    }
+
+    #[test]
+    fn names_are_the_same_however_they_came() {
+        let mut names = Names::default();
+        ["b", "a", "c", "a"].into_iter().for_each(|name| names.insert(name));
+        assert_eq!(names, ["c", "b", "b", "a"].into());
+        assert!(names.contains(&"b") && !names.contains(&"d"));
     }
 
     #[test]
