@@ -1,4 +1,4 @@
-//! The names by which Services, ports and places are known. Pure values; nothing here is parsed.
+//! The names by which Services, ports and places are known. Pure values.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -23,6 +23,15 @@ impl ServiceName {
     /// The name of the Service `name` in `namespace`.
     pub fn new(namespace: impl Into<Symbol>, name: impl Into<Symbol>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
+    }
+
+    /// Reads what people write: `[NAMESPACE/]NAME`, the namespace being `default` if there is none. `None` if no
+    /// Service can have such a name.
+    pub fn written(text: &str) -> Option<Self> {
+        let (namespace, name) = text.split_once('/').unwrap_or(("default", text));
+        let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
+        let is_name = |part: &str| !part.is_empty() && part.bytes().all(allowed);
+        (is_name(namespace) && is_name(name)).then(|| Self::new(namespace, name))
     }
 }
 

@@ -23,14 +23,8 @@ pub(super) fn parse(text: &str) -> Result<Listen, String> {
 
 /// Reads `[NAMESPACE/]NAME`.
 pub(super) fn service_name(text: &str) -> Result<ServiceName, String> {
-    let (namespace, name) = text.split_once('/').unwrap_or(("default", text));
-    for part in [namespace, name] {
-        let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
-        if part.is_empty() || !part.bytes().all(allowed) {
-            return Err(format!("{text:?} is not the name of a Service, such as shop/web"));
-        }
-    }
-    Ok(ServiceName::new(namespace, name))
+    ServiceName::written(text)
+        .ok_or_else(|| format!("{text:?} is not the name of a Service, such as shop/web"))
 }
 
 #[cfg(test)]
