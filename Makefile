@@ -30,6 +30,7 @@ lint: ## Check formatting, clippy, the laws of the crates, the wasm builds.
 	@echo '== wasm'
 	@for target in wasm32-wasip1 wasm32-unknown-unknown; do \
 		cargo build -q --locked -p watcher --no-default-features --target $$target || exit 1; done
+	@cargo clippy -q --locked -p filter --target wasm32-wasip1 -- -D warnings
 
 bench: ## Measure picks, changes, the relay beside its peers, and what capture costs.
 	@.ci/prerequisites build

@@ -1,0 +1,144 @@
+//! Envoy as the plugins see it: a few of its calls, with their traps. The SDK panics at an answer that it does not
+//! expect, which ends the VM; what is called here is called so that it cannot give one.
+
+use std::cell::RefCell;
+use std::hash::{BuildHasher, RandomState};
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use proxy_wasm::hostcalls;
+use proxy_wasm::types::{LogLevel, MetricType};
+use selection::{Millis, Seed};
+
+use crate::counts::Count;
+use crate::outcome::{self, Outcome};
+use crate::vm::{Attempt, PutAside, Vm};
+
+thread_local! {
+    static VM: RefCell<Vm> = RefCell::new(Vm::new(secret()));
+    static METRICS: Metrics = Metrics::define();
+    static ORIGIN: Instant = Instant::now();
+}
+
+/// Works on the state that all plugins of this VM share. No call of Envoy that calls back may be made inside.
+pub(crate) fn vm<T>(work: impl FnOnce(&mut Vm) -> T) -> T {
+    VM.with_borrow_mut(work)
+}
+
+/// The time of tallies and pins, which never goes back.
+pub(crate) fn now() -> Millis {
+    ORIGIN.with(|origin| origin.elapsed().as_millis() as Millis)
+}
+
+/// The standard library seeds its maps from the system's randomness, and hashes nothing to what depends on nothing else.
+fn secret() -> Seed {
+    let number = || RandomState::new().hash_one(0);
+    Seed(number(), number())
+}
+
+/// One line in Envoy's log.
+pub(crate) fn log(level: LogLevel, line: &str) {
+    // Envoy takes every line, or the level is off.
+    let _ = hostcalls::log(level, line);
+}
+
+/// A property as text.
+pub(crate) fn text(path: &[&str]) -> Option<String> {
+    String::from_utf8(property(path)?).ok().filter(|text| !text.is_empty())
+}
+
+/// A property that is an address.
+pub(crate) fn address(path: &[&str]) -> Option<SocketAddr> {
+    text(path)?.parse().ok()
+}
+
+fn number(path: &[&str]) -> u64 {
+    property(path).as_deref().and_then(outcome::number).unwrap_or(0)
+}
+
+fn property(path: &[&str]) -> Option<Vec<u8>> {
+    hostcalls::get_property(path.to_vec()).ok().flatten()
+}
+
+/// Sets a text in the filter state of the connection. Envoy's foreign function takes Protocol Buffers: 1 path,
+/// 2 value, 3 span (2: the connection).
+pub(crate) fn set_filter_state(path: &str, value: &str) -> bool {
+    let mut message = Vec::with_capacity(path.len() + value.len() + 8);
+    for (field, text) in [(0x0a, path), (0x12, value)] {
+        message.push(field);
+        let mut length = text.len();
+        while length >= 0x80 {
+            message.push(length as u8 | 0x80);
+            length >>= 7;
+        }
+        message.push(length as u8);
+        message.extend_from_slice(text.as_bytes());
+    }
+    message.extend([0x18, 2]);
+    hostcalls::call_foreign_function("set_envoy_filter_state", Some(&message)).is_ok()
+}
+
+/// Reads how `attempt` went, tells the tallies, and says whom that puts aside.
+pub(crate) fn settle(attempt: Attempt) {
+    let tried = number(&["upstream", "request_attempt_count"]) as usize;
+    let has_failed = number(&["response", "flags"]) & outcome::CONNECT_FAILED != 0;
+    let failure = has_failed.then(|| {
+        let reason = text(&["upstream", "transport_failure_reason"]);
+        outcome::failure(reason.as_deref().unwrap_or_default())
+    });
+    // Worth a call only where it changes something.
+    let is_asked = !has_failed && (tried > 1 || attempt.is_trial());
+    let connected =
+        is_asked && property(&["upstream", "local_address"]).is_some_and(|address| !address.is_empty());
+    let now = now();
+    let outcome = Outcome { tried, failure, connected };
+    for PutAside { port, endpoint, failures } in vm(|vm| vm.settle(attempt, &outcome, now)) {
+        log(
+            LogLevel::Info,
+            &format!(
+                "remora: endpoint put aside service={} port={} endpoint={endpoint} failures={failures}",
+                port.service, port.port
+            ),
+        );
+    }
+}
+
+/// Tells Envoy what was counted since the last time, and how old the table is.
+pub(crate) fn tell_metrics() {
+    let now = now();
+    let (counts, age, version, services) = vm(|vm| {
+        let mirror = vm.mirror();
+        let version = mirror.map_or(0, |mirror| mirror.table().version());
+        let services = mirror.map_or(0, |mirror| mirror.services() as u64);
+        (vm.counts.take(), vm.age(now), version, services)
+    });
+    METRICS.with(|metrics| {
+        for (at, added) in counts {
+            if let Some(id) = metrics.counters[at] {
+                let _ = hostcalls::increment_metric(id, added as i64);
+            }
+        }
+        let gauges = [age.map(|age| age / 1000), Some(version), Some(services)];
+        for (id, value) in metrics.gauges.iter().zip(gauges) {
+            if let (Some(id), Some(value)) = (id, value) {
+                let _ = hostcalls::record_metric(*id, value);
+            }
+        }
+    });
+}
+
+struct Metrics {
+    counters: [Option<u32>; Count::ALL.len()],
+    gauges: [Option<u32>; 3],
+}
+
+impl Metrics {
+    fn define() -> Self {
+        let define = |kind, name| hostcalls::define_metric(kind, name).ok();
+        Self {
+            counters: Count::ALL.map(|(_, name)| define(MetricType::Counter, name)),
+            gauges: ["remora_table_age_seconds", "remora_table_version", "remora_services"]
+                .map(|name| define(MetricType::Gauge, name)),
+        }
+    }
+}
