@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
-/// A program that `tests/tools` builds: `etcd`, `kube-apiserver`, `kube-controller-manager`,
-/// `kube-proxy`, `old-etcd`.
+/// A program that `tests/tools` builds or installs: `etcd`, `kube-apiserver`,
+/// `kube-controller-manager`, `kube-proxy`, `old-etcd`, `envoy`, `old-envoy`.
 ///
 /// # Panics
 /// When it is not there, with what `tests/tools` says about it.

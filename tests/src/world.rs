@@ -64,7 +64,7 @@ pub fn main_of(groups: Vec<(usize, Vec<Test>)>) -> ExitCode {
     if !arguments.list {
         // Where an ordinary user does not look for them.
         let path = env::var("PATH").unwrap_or_default();
-        if env::var_os(INSIDE).is_none() {
+        if !is_inside() {
             return enter(&format!("{path}:/usr/sbin:/sbin"));
         }
         end_on_signals();
@@ -85,6 +85,11 @@ pub fn main_of(groups: Vec<(usize, Vec<Test>)>) -> ExitCode {
     }
     Cluster::end_shared();
     if failed { ExitCode::from(101) } else { ExitCode::SUCCESS }
+}
+
+/// Whether the process is in its world already.
+pub fn is_inside() -> bool {
+    env::var_os(INSIDE).is_some()
 }
 
 /// Becomes `unshare`, which starts this program again inside new namespaces.

@@ -149,12 +149,12 @@ fn with_arguments(program: &str, arguments: &[&str], file: &Path) -> Command {
     command
 }
 
-/// Where `sidecar/benches/peers` puts Envoy.
+/// Where `sidecar/benches/peers` had Envoy installed; its plain name if it is not there, for the error to say.
 fn envoy() -> String {
-    let cache = std::env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache"));
-    cache.join("remora/peers/bin/envoy").display().to_string()
+    let tools = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/tools");
+    let output = Command::new(tools).args(["where", "envoy"]).output();
+    let path = output.ok().filter(|output| output.status.success()).map(|output| output.stdout);
+    path.map_or_else(|| "envoy".to_owned(), |path| String::from_utf8_lossy(&path).trim().to_owned())
 }
 
 impl Running {

@@ -1,0 +1,126 @@
+//! A `remora` that feeds Envoys from manifest files.
+//!
+//! In: Services and the addresses of their endpoints. Out: the feed on loopback, at the port that `envoy/` names. The
+//! files are real files, changed as an editor changes them.
+
+use std::fmt::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::{Program, SOON, World, ask, tools, wait_until};
+
+const FEED: &str = "127.0.0.1:64105";
+const ADMIN: &str = "127.0.0.1:64103";
+const HEALTH: &str = "127.0.0.1:64104";
+
+/// A Service of the namespace `shop`, port 80, as it is written to a file.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Its name.
+    pub name: &'static str,
+    /// Its ClusterIP.
+    pub ip: &'static str,
+    /// How to choose among its endpoints.
+    pub balance: &'static str,
+    /// Clients stay with their endpoint.
+    pub sticky: bool,
+    /// Its endpoints.
+    pub endpoints: Vec<SocketAddr>,
+}
+
+/// Owning one means that the feed is served.
+pub struct Feeder {
+    /// The process.
+    pub program: Program,
+    manifests: PathBuf,
+}
+
+impl Service {
+    /// A Service with nothing special.
+    pub fn new(
+        name: &'static str,
+        ip: &'static str,
+        endpoints: impl IntoIterator<Item = SocketAddr>,
+    ) -> Service {
+        let endpoints = endpoints.into_iter().collect();
+        Service { name, ip, balance: "round-robin", sticky: false, endpoints }
+    }
+
+    fn write(&self, text: &mut String) {
+        let Service { name, ip, balance, sticky, endpoints } = self;
+        let affinity = if *sticky { ", sessionAffinity: ClientIP" } else { "" };
+        let written = writeln!(
+            text,
+            "---\n{{kind: Service, apiVersion: v1, metadata: {{name: {name}, namespace: shop, annotations: \
+             {{remora.dev/balance: {balance}}}}}, spec: {{clusterIP: {ip}, ports: [{{port: 80}}]{affinity}}}}}"
+        );
+        written.expect("text grows");
+        // One slice for each endpoint: they differ in their port, too.
+        for (number, endpoint) in endpoints.iter().enumerate() {
+            let written = writeln!(
+                text,
+                "---\n{{kind: EndpointSlice, apiVersion: discovery.k8s.io/v1, metadata: {{name: {name}-{number}, \
+                 namespace: shop, labels: {{kubernetes.io/service-name: {name}}}}}, addressType: IPv4, \
+                 ports: [{{name: '', port: {}}}], endpoints: [{{addresses: [{}]}}]}}",
+                endpoint.port(),
+                endpoint.ip(),
+            );
+            written.expect("text grows");
+        }
+    }
+}
+
+impl Feeder {
+    /// Starts one and waits until it serves these Services; `more` are arguments of `remora sidecar`.
+    pub async fn ready(world: &World, services: &[Service], more: &[&str]) -> Feeder {
+        let manifests = world.own_folder().join("manifests");
+        std::fs::create_dir_all(&manifests).expect("the folder of the world");
+        write(&manifests, services);
+        let feeder = Feeder { program: run(world, &manifests, more), manifests };
+        feeder.wait_ready().await;
+        feeder
+    }
+
+    /// From here on, these are the Services. Nobody has to have noticed when this returns.
+    pub fn change(&self, services: &[Service]) {
+        write(&self.manifests, services);
+    }
+
+    /// Ends it without a word (SIGKILL).
+    pub fn kill(&self) {
+        self.program.kill();
+    }
+
+    /// Starts it again after [`Feeder::kill`].
+    pub async fn restart(&mut self, world: &World) {
+        self.program = run(world, &self.manifests, &[]);
+        self.wait_ready().await;
+    }
+
+    async fn wait_ready(&self) {
+        wait_until(SOON, "the feeder is ready", async || {
+            match ask::get(HEALTH.parse().expect("an address"), "/readyz").await {
+                Ok((200, _)) => Ok(()),
+                other => Err(format!("{other:?}; {}", self.program.state())),
+            }
+        })
+        .await;
+    }
+}
+
+fn run(world: &World, manifests: &std::path::Path, more: &[&str]) -> Program {
+    let mut command = Command::new(tools::own("remora", "sidecar"));
+    command.args(["sidecar", "--source", &format!("manifests:{}", manifests.display())]);
+    command.args(["--feed", FEED, "--admin", ADMIN, "--health", HEALTH]).args(more);
+    Program::start(world, "feeder", command)
+}
+
+/// Puts the new file in the old one's place at once: a reader sees one or the other.
+fn write(folder: &std::path::Path, services: &[Service]) {
+    let mut text = String::new();
+    services.iter().for_each(|service| service.write(&mut text));
+    let draft = folder.with_extension("draft");
+    std::fs::write(&draft, text).expect("the folder of the world");
+    std::fs::rename(draft, folder.join("services.yaml")).expect("the folder of the world");
+}
