@@ -24,6 +24,7 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
 
+use crate::cluster::NODES;
 use crate::network::{self, Lease};
 use crate::{Host, Program, World, ask, tools, wait_until};
 
@@ -71,10 +72,11 @@ impl Node {
         for other in others {
             other.route(&ways);
         }
-        write_addresses(client, name, &host).await;
+        write_addresses(&client, name, &host).await;
         let proxy = Program::start(world, &format!("kube-proxy-{name}"), kube_proxy(&host, name, kubeconfig));
         let node = Node { name: name.to_owned(), host, proxy, number, pods: AtomicU16::new(1) };
         node.wait_ready().await;
+        move_to_its_zone(&client, name).await;
         node
     }
 
@@ -128,12 +130,24 @@ fn ways(number: u8, host: &Host) -> Vec<String> {
 
 /// What a kubelet writes into its node. kube-proxy takes the node's primary addresses from it, and
 /// ends when they change.
-async fn write_addresses(client: Client, name: &str, host: &Host) {
+async fn write_addresses(client: &Client, name: &str, host: &Host) {
     let addresses: Vec<_> =
         host.ips().iter().map(|ip| json!({"type": "InternalIP", "address": ip})).collect();
     let patch = Patch::Merge(json!({"status": {"addresses": addresses}}));
-    let written = Api::<KubeNode>::all(client).patch_status(name, &PatchParams::default(), &patch).await;
+    let written =
+        Api::<KubeNode>::all(client.clone()).patch_status(name, &PatchParams::default(), &patch).await;
     written.unwrap_or_else(|error| panic!("cannot write the addresses of {name}: {error}"));
+}
+
+/// Takes the zone from a node and gives it back. kube-proxy hears of its node before it says what it wants to do with the
+/// zone, and misses it at its start if it is slow in between; it never misses a change.
+async fn move_to_its_zone(client: &Client, name: &str) {
+    let (_, zone) = NODES.iter().find(|(node, _)| *node == name).expect("a node of every cluster");
+    for zone in [json!(null), json!(zone)] {
+        let patch = Patch::Merge(json!({"metadata": {"labels": {"topology.kubernetes.io/zone": zone}}}));
+        let moved = Api::<KubeNode>::all(client.clone()).patch(name, &PatchParams::default(), &patch).await;
+        moved.unwrap_or_else(|error| panic!("cannot move {name} to {zone}: {error}"));
+    }
 }
 
 fn kube_proxy(host: &Host, name: &str, kubeconfig: &Path) -> std::process::Command {
