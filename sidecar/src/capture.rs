@@ -99,7 +99,7 @@ async fn up(config: config::CaptureUp) -> Result<String, Error> {
     if plan.families().is_empty() {
         return nothing(notes.join("; "), &kernel, &config);
     }
-    kernel.install(&plan, &kernel.routes(plan.services.iter().copied())).map_err(failed)?;
+    kernel.install(&plan, &kernel.routes(&plan)).map_err(failed)?;
     let known = probe::kubernetes();
     let probes: Vec<Probe> =
         plan.families().into_iter().map(|family| probe::run(&kernel, &plan, family, known)).collect();
@@ -127,7 +127,7 @@ fn obstacle(family: Family, kernel: &Kernel, plan: &Plan) -> Option<String> {
                 .to_owned(),
         );
     }
-    let routes = kernel.routes(family.among(&plan.services));
+    let routes = kernel.routes(plan).local;
     let unrouted =
         family.among(&plan.services).find(|range| !routes.iter().any(|route| route.range == *range));
     unrouted.map(|range| format!("this network namespace has no route to {range}"))

@@ -12,6 +12,7 @@ use tests::captor::{DROP, PASS, RANGES, REFUSE, SERVE, SERVICE, SIDECAR, SIGNALS
 use tests::inside::{Client, ROOT, connect, send, within};
 use tests::{Cluster, Host, SOON, Stand, World, remora, wait_until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 tests::tests! {
     up_twice_changes_nothing_and_down_leaves_everything_as_it_was,
@@ -346,8 +347,7 @@ async fn what_the_sidecar_has_sent_arrives_after_it_has_closed(world: World) {
     let _captor = stand.captor();
     let _heartbeat = stand.heartbeat().await;
     for ip in SERVICE {
-        let slow =
-            tokio::net::TcpListener::bind(SocketAddr::new(ip, 83)).await.expect("a server at the node");
+        let slow = TcpListener::bind(SocketAddr::new(ip, 83)).await.expect("a server at the node");
         let to = slow.local_addr().expect("its address");
         let mut stream = connect(&stand.pod, SIDECAR, to).await.expect("the sidecar reaches the node");
         let (mut server, _) = slow.accept().await.expect("it arrives at the node");
@@ -406,17 +406,26 @@ async fn strict_settings_of_the_kernel_are_no_obstacle(world: World) {
     all_echo(&mut open).await;
 }
 
-/// The node's own way is wider: what the Pod sends and announces is what its own allows.
+/// The node's own way is wider: what the Pod sends and announces is what its own allows. What is captured goes over lo.
 async fn what_leaves_is_as_large_as_the_way_to_the_node_allows(world: World) {
     let stand = Stand::new(&world).await;
     let narrow = stand.pod.command("ip").args(["link", "set", "eth0", "mtu", "1400"]).status();
     assert!(narrow.expect("ip, of iproute2").success());
     stand.up(&[]).await;
-    for to in service(80) {
-        let client = Client::open(&stand.pod, ROOT, to).await.unwrap_or_else(|error| panic!("{to}: {error}"));
-        let stream = client.into_stream();
-        let segment = socket2::SockRef::from(&stream).tcp_mss().expect("its segment size");
-        assert!((1200..=1360).contains(&segment), "{to}: {segment}");
+    let segment = |stream: &TcpStream| socket2::SockRef::from(stream).tcp_mss().expect("its segment size");
+    for ip in SERVICE {
+        let listener = TcpListener::bind(SocketAddr::new(ip, 83)).await.expect("a server at the node");
+        let to = listener.local_addr().expect("its address");
+        let client = connect(&stand.pod, ROOT, to).await.unwrap_or_else(|error| panic!("{to}: {error}"));
+        let (server, _) = listener.accept().await.expect("it arrives at the node");
+        for end in [&client, &server] {
+            assert!((1200..=1360).contains(&segment(end)), "{to}: {}", segment(end));
+        }
+    }
+    let _captor = stand.captor();
+    let _heartbeat = stand.heartbeat().await;
+    for client in stand.clients(80).await {
+        assert!(segment(&client.into_stream()) > 16_000);
     }
 }
 

@@ -22,6 +22,10 @@ pub(super) const TCP: u8 = 6;
 /// `IPPROTO_UDP`.
 pub(super) const UDP: u8 = 17;
 
+/// TCP's option of the maximum segment size, and what nftables calls such options.
+const MAXIMUM_SEGMENT: u8 = 2;
+const TCP_OPTION: u32 = 1;
+
 /// Flags of a TCP header.
 pub(super) const FIN: u8 = 0x01;
 pub(super) const SYN: u8 = 0x02;
@@ -47,6 +51,8 @@ pub(super) enum Expression {
     Keep(Duration, String),
     /// Sets the packet's mark from the first register.
     SetMark,
+    /// Lowers the largest segment that a SYN announces to that in the first register.
+    Segment,
     /// Puts a value into a register.
     Value(Vec<u8>, u32),
     /// Hands the packet to the socket that listens at the address and port in the first two values' registers; does not
@@ -79,6 +85,7 @@ pub(super) enum Header {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Comparison {
     Equal = 0,
+    Unequal = 1,
     AtMost = 3,
     AtLeast = 5,
 }
@@ -130,6 +137,11 @@ impl Expression {
                 ("dynset", data.bytes(6, &milliseconds(*lasts)))
             }
             Self::SetMark => ("meta", new().number(2, Fact::Mark as u32).number(3, FIRST)),
+            // Kind, offset and length of the option's value, of TCP's options, from which register.
+            Self::Segment => {
+                let option = new().bytes(2, &[MAXIMUM_SEGMENT]).number(3, 2).number(4, 2);
+                ("exthdr", option.number(6, TCP_OPTION).number(7, FIRST))
+            }
             Self::Value(bytes, register) => ("immediate", new().number(1, *register).nested(2, value(bytes))),
             Self::Tproxy(family, address, port) => {
                 ("tproxy", new().number(1, family.number().into()).number(2, *address).number(3, *port))
@@ -250,15 +262,32 @@ pub(super) fn from_loopback() -> [Expression; 2] {
     [Expression::Meta(Fact::Input, FIRST), Expression::Compare(Comparison::Equal, LO.to_ne_bytes().to_vec())]
 }
 
-/// Holds if the destination is in `range`. Every packet of the Pod is asked, and this is a third of a lookup in a set.
+/// Holds if it came in otherwise.
+pub(super) fn from_others() -> [Expression; 2] {
+    [
+        Expression::Meta(Fact::Input, FIRST),
+        Expression::Compare(Comparison::Unequal, LO.to_ne_bytes().to_vec()),
+    ]
+}
+
+/// Holds if the destination is in `range`.
 pub(super) fn destination_within(range: IpNet) -> Vec<Expression> {
-    let family = Family::of(range.addr());
+    within(range, Family::of(range.addr()).destination())
+}
+
+/// Holds if the source is in `range`.
+pub(super) fn source_within(range: IpNet) -> Vec<Expression> {
+    within(range, Family::of(range.addr()).source())
+}
+
+/// Every packet of the Pod is asked, and this is a third of a lookup in a set.
+fn within(range: IpNet, offset: u8) -> Vec<Expression> {
     let (whole, rest) = (range.prefix_len() / 8, range.prefix_len() % 8);
     let length = whole + u8::from(rest > 0);
     if length == 0 {
         return Vec::new();
     }
-    let mut expressions = vec![Expression::Payload(Header::Network, family.destination(), length, FIRST)];
+    let mut expressions = vec![Expression::Payload(Header::Network, offset, length, FIRST)];
     if rest > 0 {
         let mut mask = vec![u8::MAX; whole.into()];
         mask.push(!(u8::MAX >> rest));
@@ -267,6 +296,11 @@ pub(super) fn destination_within(range: IpNet) -> Vec<Expression> {
     let prefix = octets(range.network())[..length.into()].to_vec();
     expressions.push(Expression::Compare(Comparison::Equal, prefix));
     expressions
+}
+
+/// Lowers the largest segment that a SYN announces.
+pub(super) fn segment(most: u16) -> [Expression; 2] {
+    [Expression::Value(most.to_be_bytes().to_vec(), FIRST), Expression::Segment]
 }
 
 /// Holds if what the packet carries is more than headers of any length, so that it cannot be an acknowledgement alone.

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 /// An IP family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub enum Family {
     /// IPv4.
     IPv4,
@@ -43,6 +43,19 @@ impl Family {
             Self::IPv4 => 2,
             Self::IPv6 => 10,
         }
+    }
+
+    /// Bytes of its own header and TCP's, without options.
+    pub(super) fn headers(self) -> u32 {
+        match self {
+            Self::IPv4 => 40,
+            Self::IPv6 => 60,
+        }
+    }
+
+    /// Where the source is in an IP header.
+    pub(super) fn source(self) -> u8 {
+        self.destination() - self.length()
     }
 
     /// No address of the family.

@@ -60,6 +60,19 @@ pub enum Error {
     Connections(&'static str, io::Error),
 }
 
+/// What every machine must take.
+const LEAST_SEGMENT: u32 = 536;
+
+/// Where connections to the ranges of a plan go, and how large what leaves may be.
+#[derive(Debug, Default)]
+pub(super) struct Routes {
+    pub(super) local: Vec<Route>,
+    segments: Segments,
+}
+
+/// The largest TCP segments of what leaves, by family.
+pub(super) type Segments = BTreeMap<Family, u16>;
+
 /// What is refused, for an error.
 const ROUTE: &str = "a local route of table 64102";
 const RULE: &str = "the routing rule of preference 64";
@@ -124,20 +137,31 @@ impl Kernel {
         looks && asked.is_ok() && family == Family::IPv4
     }
 
-    /// How connections to each of `ranges` leave without capture; not all of them if some cannot.
-    pub(super) fn routes(&self, ranges: impl Iterator<Item = IpNet>) -> Vec<Route> {
-        let route = |range: IpNet| {
-            let mut way = None;
-            // A refusal says that nothing leads there.
-            let _ = self.route.dump(&routing::ask_way(range.network()), |_, item| way = Way::read(item));
-            let way = way?;
-            let mut mtu = way.mtu;
-            let _ = self.route.dump(&routing::ask_link(way.device), |_, item| {
-                mtu = mtu.or(routing::read_mtu(item));
-            });
-            Some(Route { range, source: way.source, mtu: mtu? })
-        };
-        ranges.filter_map(route).collect()
+    /// Routes for those of the plan's ranges to which connections can leave without capture, and the largest segments
+    /// with which they can, by family.
+    pub(super) fn routes(&self, plan: &Plan) -> Routes {
+        let mut routes = Routes::default();
+        for &range in &plan.services {
+            let Some((way, mtu)) = self.way(range) else { continue };
+            let family = Family::of(range.addr());
+            let segment = mtu.saturating_sub(family.headers()).clamp(LEAST_SEGMENT, u16::MAX.into()) as u16;
+            routes.local.push(Route { range, source: way.source });
+            routes.segments.entry(family).and_modify(|least| *least = segment.min(*least)).or_insert(segment);
+        }
+        routes
+    }
+
+    /// How packets to a range leave, and how large they may be.
+    fn way(&self, range: IpNet) -> Option<(Way, u32)> {
+        let mut way = None;
+        // A refusal says that nothing leads there.
+        let _ = self.route.dump(&routing::ask_way(range.network()), |_, item| way = Way::read(item));
+        let way = way?;
+        let mut mtu = way.mtu;
+        let _ = self.route.dump(&routing::ask_link(way.device), |_, item| {
+            mtu = mtu.or(routing::read_mtu(item));
+        });
+        Some((way, mtu?))
     }
 
     /// Looks at what is installed.
@@ -193,7 +217,7 @@ impl Kernel {
     ///
     /// # Errors
     /// If the kernel refuses. What this call has made is gone then, unless something was installed before.
-    pub(super) fn install(&self, plan: &Plan, routes: &[Route]) -> Result<(), Error> {
+    pub(super) fn install(&self, plan: &Plan, routes: &Routes) -> Result<(), Error> {
         let installed = self.installed()?;
         let result = self.install_over(plan, routes, &installed);
         if result.is_err() && installed.is_empty() {
@@ -203,18 +227,18 @@ impl Kernel {
     }
 
     /// The rules come first: what they do not know yet goes to the node, also when routes lead to lo.
-    fn install_over(&self, plan: &Plan, routes: &[Route], installed: &Installed) -> Result<(), Error> {
-        if !installed.is(plan) {
-            self.replace(plan, installed)?;
+    fn install_over(&self, plan: &Plan, routes: &Routes, installed: &Installed) -> Result<(), Error> {
+        if !installed.is(plan, &routes.segments) {
+            self.replace(plan, &routes.segments, installed)?;
         }
-        for route in routes.iter().filter(|route| !installed.routes.contains(route)) {
+        for route in routes.local.iter().filter(|route| !installed.routes.contains(route)) {
             self.route(ROUTE, &route.make(), Errno::EXIST)?;
         }
         let families = plan.families();
         for &family in families.iter().filter(|family| !installed.ruled.contains(family)) {
             self.route(RULE, &routing::make_rule(family), Errno::EXIST)?;
         }
-        let is_planned = |route: &&Route| routes.iter().any(|planned| planned.range == route.range);
+        let is_planned = |route: &&Route| routes.local.iter().any(|planned| planned.range == route.range);
         self.unroute(
             installed.ruled.iter().filter(|family| !families.contains(family)),
             installed.routes.iter().filter(|route| !is_planned(route)),
@@ -237,7 +261,7 @@ impl Kernel {
 
     /// Two batches. Flows that begin between the first and the second are remembered by a chain that is there only
     /// then; those that began before are listed in /proc after the first, so none is missed.
-    fn replace(&self, plan: &Plan, installed: &Installed) -> Result<(), Error> {
+    fn replace(&self, plan: &Plan, segments: &Segments, installed: &Installed) -> Result<(), Error> {
         let (all, arriving) = (sets::sets(plan), sets::arriving_sets(plan));
         let mut steps = Vec::new();
         // A table of this name with other sets is of another version, or somebody else's.
@@ -277,7 +301,7 @@ impl Kernel {
         }
         steps.extend(arriving.iter().map(|set| table::delete_set(&set.name)));
         steps.extend(all.iter().filter(|set| earlier.holds(set) != Some(true)).flat_map(table::fill));
-        steps.extend(rules::chains(plan).iter().flat_map(table::make_chain));
+        steps.extend(rules::chains(plan, segments).iter().flat_map(table::make_chain));
         self.commit(steps)
     }
 
@@ -375,8 +399,8 @@ impl Installed {
         self.ruled.contains(&family) && family.among(&self.plan().services).all(has_route)
     }
 
-    fn is(&self, plan: &Plan) -> bool {
-        let mut wanted: Vec<InstalledChain> = rules::chains(plan)
+    fn is(&self, plan: &Plan, segments: &Segments) -> bool {
+        let mut wanted: Vec<InstalledChain> = rules::chains(plan, segments)
             .into_iter()
             .map(|chain| (chain.name, chain.rules.iter().map(table::notes).collect()))
             .collect();

@@ -4,11 +4,11 @@
 //!
 //! ```text
 //! ip rule add pref 64 iif lo ipproto tcp fwmark 0/0xfff00000 lookup 64102
-//! ip route add local 10.96.0.0/16 dev lo table 64102 src 10.244.0.7 mtu 1450
+//! ip route add local 10.96.0.0/16 dev lo table 64102 src 10.244.0.7
 //! ```
 //! `iif lo` means: sent from here. With it the kernel leaves the protocol out when it checks whether the sender of what
 //! arrives is where it should be, so that the node's answers from Service addresses pass this check, `rp_filter` too.
-//! Source and MTU are those of the way to the node: a connection may leave by it after all.
+//! The source is that of the way to the node: a connection may leave by it after all.
 
 use std::net::IpAddr;
 
@@ -69,8 +69,6 @@ pub(super) struct Route {
     pub(super) range: IpNet,
     /// The address that connections to them come from.
     pub(super) source: IpAddr,
-    /// The largest packets that they send and announce.
-    pub(super) mtu: u32,
 }
 
 impl Route {
@@ -93,8 +91,7 @@ impl Route {
             .bytes(ROUTE_DESTINATION, &octets(self.range.network()))
             .native(ROUTE_TABLE, ROUTING_TABLE)
             .native(ROUTE_DEVICE, LO)
-            .bytes(ROUTE_SOURCE, &octets(self.source))
-            .nested(ROUTE_METRICS, Attributes::default().native(METRIC_MTU, self.mtu));
+            .bytes(ROUTE_SOURCE, &octets(self.source));
         Message::new(kind, flags, &header).with(attributes).acknowledged()
     }
 
@@ -110,8 +107,7 @@ impl Route {
             None => Family::of(source).unspecified(),
         };
         let range = IpNet::new(network, header[1]).ok()?;
-        let mtu = native(attribute(rest, ROUTE_METRICS)?, METRIC_MTU)?;
-        is_ours.then_some(Self { range, source, mtu })
+        is_ours.then_some(Self { range, source })
     }
 }
 

@@ -31,10 +31,11 @@ use super::agreement::{
 };
 use super::expression::{
     ACK, Change, Comparison, Expression, FIN, FIRST, Fact, RST, SYN, TCP, UDP, Verdict, carries_data,
-    destination_in, destination_within, dscp, family as is_family, flow, from_loopback, mark, place, port_in,
-    protocol, tcp_flags, user,
+    destination_in, destination_within, dscp, family as is_family, flow, from_loopback, from_others, mark,
+    place, port_in, protocol, segment, source_within, tcp_flags, user,
 };
 use super::family::{Family, octets};
+use super::kernel::Segments;
 use super::plan::Plan;
 use super::sets::{ARRIVING_SET, PROBED_SET, SKIP_PORTS_SET, SKIP_SUBNETS_SET, named};
 
@@ -94,7 +95,7 @@ pub(super) fn arriving_chain(plan: &Plan) -> Chain {
 const DELIVERING: &str = "delivering";
 
 /// All chains. A chain comes before those that lead to it.
-pub(super) fn chains(plan: &Plan) -> Vec<Chain> {
+pub(super) fn chains(plan: &Plan, segments: &Segments) -> Vec<Chain> {
     let mut chains = vec![Chain {
         name: "leave".to_owned(),
         hook: None,
@@ -108,7 +109,7 @@ pub(super) fn chains(plan: &Plan) -> Vec<Chain> {
     }];
     for family in plan.families() {
         chains.extend([
-            leaving(family),
+            leaving(family, segments.get(&family).copied()),
             passing(family),
             opening(family, plan),
             tcp(family),
@@ -118,7 +119,7 @@ pub(super) fn chains(plan: &Plan) -> Vec<Chain> {
     }
     chains.push(output(plan));
     chains.push(delivering(plan));
-    chains.push(prerouting(plan));
+    chains.push(prerouting(plan, segments));
     chains
 }
 
@@ -278,7 +279,14 @@ fn opening(family: Family, plan: &Plan) -> Chain {
     Chain { name: named("opening", family), hook: None, rules }
 }
 
-fn leaving(family: Family) -> Chain {
+fn leaving(family: Family, most: Option<u16>) -> Chain {
+    // The socket believes that it sends over lo.
+    let announces = most.map(|most| {
+        Rule::new(
+            format!("announces segments of {most} bytes at most, which the way to the node allows"),
+            [&segment(most)[..]],
+        )
+    });
     let rule = Rule::new(
         "is remembered, so that its later packets go the same way",
         [
@@ -292,7 +300,11 @@ fn leaving(family: Family) -> Chain {
     );
     // What cannot be remembered at this moment is lost, but must not be taken for captured.
     let full = Rule::new("also if there is no room to remember it", [&[goto("leave")][..]]);
-    Chain { name: named("leaving", family), hook: None, rules: vec![rule, full] }
+    Chain {
+        name: named("leaving", family),
+        hook: None,
+        rules: announces.into_iter().chain([rule, full]).collect(),
+    }
 }
 
 fn passing(family: Family) -> Chain {
@@ -325,7 +337,23 @@ fn passing(family: Family) -> Chain {
     Chain { name: named("passing", family), hook: None, rules }
 }
 
-fn prerouting(plan: &Plan) -> Chain {
+fn prerouting(plan: &Plan, segments: &Segments) -> Chain {
+    let answers = ranges(plan).filter_map(|(family, range)| {
+        let most = *segments.get(&family)?;
+        Some(Rule::new(
+            format!(
+                "answers from {range} to a first packet announce segments of {most} bytes at most here too"
+            ),
+            [
+                &is_family(family)[..],
+                &source_within(range),
+                &protocol(Comparison::Equal, TCP),
+                &tcp_flags(SYN | ACK, SYN | ACK),
+                &from_others(),
+                &segment(most),
+            ],
+        ))
+    });
     let rules = ranges(plan).map(|(family, range)| {
         Rule::new(
             format!("what comes from here to {range} goes through chain {DELIVERING}; everything else is untouched"),
@@ -333,7 +361,7 @@ fn prerouting(plan: &Plan) -> Chain {
         )
     });
     let hook = Hook { kind: "filter", number: PREROUTING, priority: MANGLE };
-    Chain { name: "prerouting".to_owned(), hook: Some(hook), rules: rules.collect() }
+    Chain { name: "prerouting".to_owned(), hook: Some(hook), rules: rules.chain(answers).collect() }
 }
 
 fn delivering(plan: &Plan) -> Chain {
@@ -408,7 +436,7 @@ mod tests {
         let plan = plan("10.96.0.0/16 fd00:96::/112");
         let sets: Vec<String> = sets(&plan).into_iter().map(|set| set.name).collect();
         let mut before: Vec<String> = Vec::new();
-        for chain in chains(&plan) {
+        for chain in chains(&plan, &Segments::default()) {
             for rule in &chain.rules {
                 for expression in &rule.expressions {
                     match expression {
@@ -429,7 +457,7 @@ mod tests {
     #[test]
     fn a_rule_has_words_that_fit_beside_it() {
         let plan = plan("10.96.0.0/16 fd00:96::/112");
-        for chain in chains(&plan).iter().chain([&arriving_chain(&plan)]) {
+        for chain in chains(&plan, &Segments::default()).iter().chain([&arriving_chain(&plan)]) {
             for rule in &chain.rules {
                 assert!((10..200).contains(&rule.words.len()) && !rule.words.contains('"'), "{}", rule.words);
             }
@@ -439,7 +467,7 @@ mod tests {
     #[test]
     fn a_family_without_ranges_has_no_rules_but_keeps_its_sets() {
         let plan = plan("10.96.0.0/16");
-        assert!(chains(&plan).iter().all(|chain| !chain.name.ends_with('6')));
+        assert!(chains(&plan, &Segments::default()).iter().all(|chain| !chain.name.ends_with('6')));
         assert!(sets(&plan).iter().any(|set| set.name == "passed6"));
     }
 }
