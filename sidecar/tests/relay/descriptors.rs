@@ -1,6 +1,6 @@
 //! A process without descriptors left: a child of the test, which serves with few.
 
-use std::io::{BufRead, BufReader, ErrorKind, Lines, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Lines, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{ChildStdout, Command, Stdio};
 use std::time::Instant;
@@ -28,10 +28,9 @@ fn without_descriptors_clients_are_refused_and_counted_and_served_once_others_ha
     ));
     let address: SocketAddr = child.said("serves on ").parse().unwrap();
 
-    let mut clients: Vec<TcpStream> = (0..CLIENTS).map(|_| TcpStream::connect(address).unwrap()).collect();
-    // Whoever is refused already cannot send.
-    clients.iter_mut().for_each(|client| drop(client.write_all(b"x")));
-    let mut served: Vec<TcpStream> = clients.into_iter().filter_map(answered).collect();
+    let clients: Vec<TcpStream> = (0..CLIENTS).map(|_| TcpStream::connect(address).unwrap()).collect();
+    let asked: Vec<TcpStream> = clients.into_iter().filter_map(asking).collect();
+    let mut served: Vec<TcpStream> = asked.into_iter().filter_map(answered).collect();
     assert!((4..=FEW / 2).contains(&served.len()), "{} were served", served.len());
     for client in &mut served {
         client.write_all(b"y").unwrap();
@@ -40,9 +39,8 @@ fn without_descriptors_clients_are_refused_and_counted_and_served_once_others_ha
     let refused = CLIENTS - served.len();
     drop(served);
     eventually("others are served after that", || {
-        let mut client = TcpStream::connect(address).map_err(|error| error.to_string())?;
-        drop(client.write_all(b"x"));
-        answered(client).map(drop).ok_or("refused".to_owned())
+        let client = TcpStream::connect(address).map_err(|error| error.to_string())?;
+        asking(client).and_then(answered).map(drop).ok_or("refused".to_owned())
     });
 
     child.go_on();
@@ -63,11 +61,11 @@ fn clients_that_cannot_even_be_refused_wait_without_a_busy_loop() {
     ));
     let address: SocketAddr = child.said("serves on ").parse().unwrap();
     let began = Instant::now();
-    let mut clients: Vec<TcpStream> = (0..4).map(|_| TcpStream::connect(address).unwrap()).collect();
-    clients.iter_mut().for_each(|client| client.write_all(b"x").unwrap());
+    let clients: Vec<TcpStream> = (0..4).map(|_| TcpStream::connect(address).unwrap()).collect();
+    let asked: Vec<TcpStream> = clients.into_iter().filter_map(asking).collect();
     child.said("has none");
     child.go_on();
-    let answered = clients.into_iter().filter_map(answered).count();
+    let answered = asked.into_iter().filter_map(answered).count();
     assert_eq!(answered, 4);
     let tries: u128 = child.said("tries ").parse().unwrap();
     // Twenty a second for each of two threads, and one for each client at the start; a busy loop makes a million.
@@ -108,7 +106,19 @@ impl Child {
 
 /// In the child: waits until it is told to go on.
 fn until_told() {
-    std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).unwrap();
+    io::copy(&mut io::stdin(), &mut io::sink()).unwrap();
+}
+
+/// The client, once it has sent its byte; not if it was reset before. A write that meets the reset is the only one
+/// that is told of it: a read after that finds an ordinary end.
+fn asking(mut client: TcpStream) -> Option<TcpStream> {
+    match client.write_all(b"x") {
+        Ok(()) => Some(client),
+        Err(error) => {
+            assert!(is_reset(&error), "{error}");
+            None
+        }
+    }
 }
 
 /// The client, if it is served; not if it is reset.
@@ -121,10 +131,14 @@ fn answered(mut client: TcpStream) -> Option<TcpStream> {
             Some(client)
         }
         Err(error) => {
-            assert!(matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe), "{error}");
+            assert!(is_reset(&error), "{error}");
             None
         }
     }
+}
+
+fn is_reset(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
 }
 
 fn open_descriptors() -> usize {
