@@ -13,6 +13,7 @@ mod account;
 mod bulk;
 mod dial;
 mod door;
+mod guard;
 mod listener;
 mod pins;
 mod pipes;
@@ -26,12 +27,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
-use selection::{Seed, ServiceName};
-use tokio::sync::{oneshot, watch};
+use ipnet::IpNet;
+use selection::{Seed, ServiceName, Symbol};
+use tokio::sync::{mpsc, oneshot, watch};
 use watcher::Tables;
 
 use self::pins::Pins;
-use self::worker::{Plan, Stage};
+use self::worker::{Opening, Plan, Stage};
 use crate::handover::{Held, Inherited, Role};
 use crate::traffic::Traffic;
 
@@ -55,6 +57,29 @@ pub enum Entrance {
     /// They are made to any Service's address, and the rules of `remora capture` bring them here, to this address:
     /// what the client dialled is the accepted socket's own address.
     Capture(SocketAddr),
+    /// They are made to a port of this node that stands for a Service port.
+    Node(NodePort),
+}
+
+/// A node port at one address of this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodePort {
+    /// The address. Whose it is, the table knows by its port.
+    pub address: SocketAddr,
+    /// Under which Service connections are counted.
+    pub service: ServiceName,
+    /// Under which of its ports, by name or by number.
+    pub port: Symbol,
+    /// Clients that are of the cluster, this node among them.
+    pub inside: Arc<[IpNet]>,
+}
+
+/// A way in that was opened while connections are served. Dropping it closes it: who waits there is still served, and
+/// connections that are open stay so.
+#[derive(Debug)]
+pub struct Opened {
+    sockets: Vec<Arc<std::net::TcpListener>>,
+    _open: watch::Sender<()>,
 }
 
 /// How to serve connections. `Default` has the documented defaults, and a seed that anyone can guess.
@@ -99,9 +124,14 @@ pub struct Running {
     addresses: Vec<SocketAddr>,
     traffic: Arc<Traffic>,
     stage: watch::Sender<Stage>,
+    opener: Opener,
     /// Per data thread, how many connections it had to reset, once it has ended.
     ended: Vec<oneshot::Receiver<usize>>,
 }
+
+/// Opens further ways in, as long as the data threads serve.
+#[derive(Clone, Debug)]
+pub struct Opener(Vec<mpsc::UnboundedSender<Opening>>);
 
 /// What became of the connections that were open when a drain began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,6 +210,7 @@ impl Entrance {
         match self {
             Self::Listen(listen) => listen.address,
             Self::Capture(address) => *address,
+            Self::Node(node) => node.address,
         }
     }
 
@@ -187,6 +218,7 @@ impl Entrance {
         match self {
             Self::Listen(listen) => Self::Listen(Listen { address, ..listen.clone() }),
             Self::Capture(_) => Self::Capture(address),
+            Self::Node(node) => Self::Node(NodePort { address, ..node.clone() }),
         }
     }
 }
@@ -197,6 +229,7 @@ impl std::fmt::Display for Entrance {
         match self {
             Self::Listen(listen) => listen.service.fmt(f),
             Self::Capture(_) => f.write_str("--capture"),
+            Self::Node(node) => write!(f, "the node port of {}", node.service),
         }
     }
 }
@@ -228,13 +261,17 @@ impl Bound {
         let open = Arc::new(AtomicUsize::new(0));
         let (stage, _) = watch::channel(Stage::Serving);
         let mut ended = Vec::with_capacity(self.sockets.len());
+        let mut openers = Vec::with_capacity(self.sockets.len());
         for (n, sockets) in self.sockets.into_iter().enumerate() {
+            let (opener, openings) = mpsc::unbounded_channel();
+            openers.push(opener);
             let plan = Plan {
                 settings: self.settings.clone(),
                 listeners: sockets
                     .into_iter()
                     .map(|(at, socket)| (self.entrances[at].clone(), socket))
                     .collect(),
+                openings,
                 tables: tables.clone(),
                 pins: Arc::clone(&pins),
                 open: Arc::clone(&open),
@@ -253,7 +290,38 @@ impl Bound {
             started.recv().unwrap_or_else(|_| Err(std::io::ErrorKind::Other.into()))?;
             ended.push(receiver);
         }
-        Ok(Running { addresses, traffic: Arc::clone(traffic), stage, ended })
+        let opener = Opener(openers);
+        Ok(Running { addresses, traffic: Arc::clone(traffic), stage, opener, ended })
+    }
+}
+
+impl Opener {
+    /// Takes connections at `entrance` from here on.
+    ///
+    /// # Errors
+    /// If the address cannot be had, and what to do about it.
+    pub fn open(&self, entrance: &Entrance) -> Result<Opened, Error> {
+        let (entrance, sockets) = listener::open(entrance, self.0.len(), Vec::new())?;
+        let sockets: Vec<_> = sockets.into_iter().map(Arc::new).collect();
+        let (open, is_open) = watch::channel(());
+        for (worker, listener) in self.0.iter().zip(&sockets) {
+            let opening =
+                Opening { entrance: entrance.clone(), listener: Arc::clone(listener), open: is_open.clone() };
+            // A thread that ends takes no connections; who waits is reset with the sockets.
+            let _ = worker.send(opening);
+        }
+        Ok(Opened { sockets, _open: open })
+    }
+}
+
+impl Opened {
+    /// Has the kernel pass over the connections of whoever is not in `ranges`, as if nobody were there to answer them;
+    /// `None` takes all.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn admit(&self, ranges: Option<&[IpNet]>) -> std::io::Result<()> {
+        self.sockets.iter().try_for_each(|socket| guard::admit(socket, ranges))
     }
 }
 
@@ -261,6 +329,11 @@ impl Running {
     /// Where each of the entrances is, in their order.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    /// Who opens further ways in.
+    pub fn opener(&self) -> Opener {
+        self.opener.clone()
     }
 
     /// Connections that are open.

@@ -15,5 +15,7 @@ mod descriptors;
 mod dialling;
 #[path = "relay/life.rs"]
 mod life;
+#[path = "relay/ways.rs"]
+mod ways;
 #[path = "relay/world.rs"]
 mod world;

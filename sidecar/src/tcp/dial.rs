@@ -76,7 +76,8 @@ fn choose(account: &mut Account, tried: &Tried) -> Result<Choice, End> {
         Found::Nothing => return Err(End::Refused),
     };
     let ip = account.client.ip().to_canonical();
-    let flow = Flow { client: SocketAddr::new(ip, account.client.port()), inside: true };
+    let inside = account.door.is_inside(ip);
+    let flow = Flow { client: SocketAddr::new(ip, account.client.port()), inside };
     let question = Question {
         path,
         flow,

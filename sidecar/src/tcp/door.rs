@@ -4,11 +4,12 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 use selection::{Destination, Family, Path, PortId, Protocol, ServicePort, Table};
@@ -28,12 +29,22 @@ pub(super) struct Door {
     pub(super) family: Family,
     /// Of what has no Service port: connections that could not be taken, captured ones that pass.
     pub(super) ledger: Rc<Ledger>,
-    captures: Option<Captures>,
+    means: Means,
     /// When it was last said that descriptors are lacking.
     warned: Cell<Option<Instant>>,
 }
 
-/// A door for whatever address the client dialled.
+/// What whoever comes in wants.
+#[derive(Debug)]
+enum Means {
+    /// The Service of the ledger.
+    Service,
+    /// Whatever address they dialled.
+    Dialled(Captures),
+    /// Whoever has this port of the node; these clients are of the cluster.
+    Node(u16, Arc<[IpNet]>),
+}
+
 #[derive(Debug)]
 struct Captures {
     /// The listener's own address, which nobody has reason to dial.
@@ -84,15 +95,21 @@ pub(super) enum Taken {
 impl Door {
     /// The door at `entrance`.
     pub(super) fn new(entrance: &Entrance, traffic: &Arc<Traffic>) -> Self {
-        let (service, port, captures) = match entrance {
-            Entrance::Listen(listen) => (Some(listen.service.clone()), listen.port.as_str(), None),
+        let (service, port, means) = match entrance {
+            Entrance::Listen(listen) => {
+                (Some(listen.service.clone()), listen.port.as_str().into(), Means::Service)
+            }
             Entrance::Capture(own) => {
                 let (traffic, ledgers) = (Arc::clone(traffic), RefCell::default());
-                (None, "", Some(Captures { own: *own, traffic, ledgers }))
+                (None, "".into(), Means::Dialled(Captures { own: *own, traffic, ledgers }))
+            }
+            Entrance::Node(node) => {
+                let means = Means::Node(node.address.port(), Arc::clone(&node.inside));
+                (Some(node.service.clone()), node.port.clone(), means)
             }
         };
-        let ledger = Ledger::new(Label { service, port: port.into() }, traffic);
-        Self { family: Family::of(&entrance.address().ip()), ledger, captures, warned: Cell::new(None) }
+        let ledger = Ledger::new(Label { service, port }, traffic);
+        Self { family: Family::of(&entrance.address().ip()), ledger, means, warned: Cell::new(None) }
     }
 
     /// There is no descriptor or memory for a connection: counts it, and says so from time to time.
@@ -110,16 +127,28 @@ impl Door {
 
     /// Where a connection that was taken here is to go.
     pub(super) fn wanted(&self, client: &Socket) -> Result<Wanted, Errno> {
-        match self.captures {
-            None => Ok(Wanted::Service),
-            Some(_) => client.own_address().map(Wanted::Address),
+        match self.means {
+            Means::Service | Means::Node(..) => Ok(Wanted::Service),
+            Means::Dialled(_) => client.own_address().map(Wanted::Address),
+        }
+    }
+
+    /// `client` is a Pod or node of the cluster, as whoever is captured or dials a listener of ours is taken to be.
+    pub(super) fn is_inside(&self, client: IpAddr) -> bool {
+        match &self.means {
+            Means::Service | Means::Dialled(_) => true,
+            Means::Node(_, inside) => inside.iter().any(|range| range.contains(&client)),
         }
     }
 
     /// What `table` says of a connection to `wanted`.
     pub(super) fn find<'t>(&self, wanted: Wanted, table: &'t Table) -> Found<'t> {
-        match (wanted, &self.ledger.label.service, &self.captures) {
-            (Wanted::Address(address), _, Some(captures)) => {
+        match (wanted, &self.ledger.label.service, &self.means) {
+            (_, _, Means::Node(number, _)) => {
+                let node = Destination::node(self.family, *number, Protocol::Tcp);
+                table.at(&node).map_or(Found::Nothing, |(path, port)| Found::Port(path, port))
+            }
+            (Wanted::Address(address), _, Means::Dialled(captures)) => {
                 match table.at(&Destination::new(address, Protocol::Tcp)) {
                     Some((path, port)) => Found::Port(path, port),
                     // Relaying to itself would never end.
@@ -137,7 +166,7 @@ impl Door {
 
     /// Where a connection to `wanted` is counted. Only for captured ones does that take a look at `table`.
     pub(super) fn ledger(&self, wanted: Wanted, table: &Table) -> Rc<Ledger> {
-        let Some(captures) = &self.captures else { return Rc::clone(&self.ledger) };
+        let Means::Dialled(captures) = &self.means else { return Rc::clone(&self.ledger) };
         let Found::Port(_, port) = self.find(wanted, table) else { return Rc::clone(&self.ledger) };
         let mut ledgers = captures.ledgers.borrow_mut();
         if let Some(ledger) = ledgers.get(&port.id) {
@@ -163,10 +192,10 @@ impl Ledger {
 }
 
 /// A listener that its thread's reactor watches.
-pub(super) type Watched = AsyncFd<TcpListener>;
+pub(super) type Watched = AsyncFd<Arc<TcpListener>>;
 
 /// Has the reactor watch `listener`. Tokio's own listener would register each socket that it accepts at once.
-pub(super) fn watch(listener: TcpListener) -> io::Result<Watched> {
+pub(super) fn watch(listener: Arc<TcpListener>) -> io::Result<Watched> {
     #[expect(
         deprecated,
         reason = "its successor is unsafe, and asks for what a listener does: keep its descriptor"

@@ -1,5 +1,5 @@
-//! Takes the addresses: for each one listener a worker, or what an earlier process had. In: addresses. Out: sockets that listen, or an error
-//! that says whose port it is. Never accepts.
+//! Takes the addresses: for each one listener a worker, or what an earlier process had. In: addresses. Out: sockets that
+//! listen, or an error that says whose port it is. Never accepts.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -41,33 +41,45 @@ pub(super) fn bind(
         settings,
     };
     for entrance in entrances {
-        let failed = |source: io::Error| explain(entrance, source);
-        let mut sockets = inherited.claim(Role::Tcp, entrance.address());
-        if sockets.is_empty() {
-            sockets.push(take(entrance.address()).map_err(failed)?);
-        }
-        let address = sockets[0].local_addr().map_err(failed)?;
-        while sockets.len() < bound.sockets.len() {
-            sockets.push(join(address).map_err(failed)?);
-        }
-        // More sockets than workers, from a process that had more: a worker takes several.
         let workers = bound.sockets.len();
+        let inherited = inherited.claim(Role::Tcp, entrance.address());
+        let (entrance, sockets) = open(entrance, workers, inherited)?;
+        // More sockets than workers, from a process that had more: a worker takes several.
         for (n, socket) in sockets.into_iter().enumerate() {
-            if let Entrance::Capture(_) = entrance {
-                socket2::SockRef::from(&socket).set_ip_transparent_v4(true).map_err(failed)?;
-            }
             bound.sockets[n % workers].push((bound.entrances.len(), socket));
         }
-        bound.entrances.push(entrance.at(address));
+        bound.entrances.push(entrance);
     }
     Ok(bound)
+}
+
+/// At least `workers` sockets that listen at `entrance`, `sockets` among them; and where that is.
+pub(super) fn open(
+    entrance: &Entrance,
+    workers: usize,
+    mut sockets: Vec<TcpListener>,
+) -> Result<(Entrance, Vec<TcpListener>), Error> {
+    let failed = |source: io::Error| explain(entrance, source);
+    if sockets.is_empty() {
+        sockets.push(take(entrance.address()).map_err(failed)?);
+    }
+    let address = sockets[0].local_addr().map_err(failed)?;
+    while sockets.len() < workers {
+        sockets.push(join(address).map_err(failed)?);
+    }
+    if let Entrance::Capture(_) = entrance {
+        for socket in &sockets {
+            socket2::SockRef::from(socket).set_ip_transparent_v4(true).map_err(failed)?;
+        }
+    }
+    Ok((entrance.at(address), sockets))
 }
 
 /// The first listener on `address`. `SO_REUSEPORT` would let it in beside another program of the same user that
 /// has it too, and half of the connections would go there; so the port is taken without it, and shared with
 /// further listeners of our own afterwards.
 fn take(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = open(address)?;
+    let socket = fresh(address)?;
     socket.bind(&address.into())?;
     socket.set_reuse_port(true)?;
     socket.listen(BACKLOG)?;
@@ -76,14 +88,14 @@ fn take(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// A further listener on an `address` that we have.
 fn join(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = open(address)?;
+    let socket = fresh(address)?;
     socket.set_reuse_port(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
 
-fn open(address: SocketAddr) -> io::Result<Socket> {
+fn fresh(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         // One listener, one family: the family decides which of a Service's two ports is meant.

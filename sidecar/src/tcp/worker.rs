@@ -3,7 +3,7 @@
 //! another thread.
 
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::io;
 use std::net::TcpListener;
 use std::pin::pin;
@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use selection::Millis;
 use tokio::runtime::LocalOptions;
-use tokio::sync::{Notify, watch};
-use tokio::task::{spawn_local, yield_now};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::{JoinSet, spawn_local, yield_now};
 use tokio::time::{sleep, timeout};
 use watcher::{Reader, Tables};
 
@@ -48,10 +48,19 @@ pub(super) enum Stage {
     Stopped,
 }
 
+/// A way in that is opened while connections are served.
+pub(super) struct Opening {
+    pub(super) entrance: Entrance,
+    pub(super) listener: Arc<TcpListener>,
+    /// Nobody can send any more: it is closed.
+    pub(super) open: watch::Receiver<()>,
+}
+
 /// What a data thread is made with.
 pub(super) struct Plan {
     pub(super) settings: Settings,
     pub(super) listeners: Vec<(Entrance, TcpListener)>,
+    pub(super) openings: mpsc::UnboundedReceiver<Opening>,
     pub(super) tables: Tables,
     pub(super) pins: Arc<Pins>,
     /// Connections that are open, of all workers; counted only if they are limited.
@@ -85,7 +94,7 @@ pub(super) fn run(plan: Plan, serving: impl FnOnce()) -> io::Result<usize> {
 }
 
 async fn serve(plan: Plan, serving: impl FnOnce()) -> io::Result<usize> {
-    let Plan { settings, listeners, tables, pins, open, traffic, mut stage } = plan;
+    let Plan { settings, listeners, mut openings, tables, pins, open, traffic, mut stage } = plan;
     let tools = RefCell::new(Tools::new(settings.buffer_size));
     let worker = Rc::new(Worker {
         settings,
@@ -97,17 +106,31 @@ async fn serve(plan: Plan, serving: impl FnOnce()) -> io::Result<usize> {
         empty: Notify::new(),
         tables,
     });
-    let mut attending = Vec::with_capacity(listeners.len());
+    // One ends with the stage, or when it is closed; a panic in it ends this door, not the others.
+    let mut attending = JoinSet::new();
+    let attend = |entrance: &Entrance, listener, open| {
+        let door = Rc::new(Door::new(entrance, &traffic));
+        let stage = stage.clone();
+        io::Result::Ok(attend(Rc::clone(&worker), door, door::watch(listener)?, open, stage))
+    };
     for (entrance, listener) in listeners {
-        let door = Rc::new(Door::new(&entrance, &traffic));
-        let listener = door::watch(listener)?;
-        attending.push(spawn_local(attend(Rc::clone(&worker), door, listener, stage.clone())));
+        attending.spawn_local(attend(&entrance, Arc::new(listener), None)?);
     }
     serving();
-    for door in attending {
-        // Ends with the stage; a panic in it ends this door, not the others.
-        drop(door.await);
+    let mut drains = stage.clone();
+    loop {
+        tokio::select! {
+            Some(Opening { entrance, listener, open }) = openings.recv() => {
+                match attend(&entrance, listener, Some(open)) {
+                    Ok(attended) => drop(attending.spawn_local(attended)),
+                    Err(error) => tracing::error!(address = %entrance.address(), %error, "cannot take connections"),
+                }
+            }
+            Some(_) = attending.join_next() => {}
+            _ = drains.wait_for(|stage| *stage != Stage::Serving) => break,
+        }
     }
+    while attending.join_next().await.is_some() {}
     tokio::select! {
         () = worker.emptied() => {}
         // Fails if nobody is left to say it, which says the same.
@@ -116,8 +139,20 @@ async fn serve(plan: Plan, serving: impl FnOnce()) -> io::Result<usize> {
     Ok(worker.active.get())
 }
 
-/// Takes the connections of one door until the stage ends that.
-async fn attend(worker: Rc<Worker>, door: Rc<Door>, listener: Watched, mut stage: watch::Receiver<Stage>) {
+/// Takes the connections of one door until it is closed or the stage ends that.
+async fn attend(
+    worker: Rc<Worker>,
+    door: Rc<Door>,
+    listener: Watched,
+    open: Option<watch::Receiver<()>>,
+    mut stage: watch::Receiver<Stage>,
+) {
+    let mut closed = pin!(async move {
+        match open {
+            Some(mut open) => while open.changed().await.is_ok() {},
+            None => pending().await,
+        }
+    });
     loop {
         match burst(&worker, &door, &listener) {
             Burst::More => yield_now().await,
@@ -126,10 +161,12 @@ async fn attend(worker: Rc<Worker>, door: Rc<Door>, listener: Watched, mut stage
                     Ok(mut guard) => guard.clear_ready(),
                     Err(_) => return,
                 },
+                () = &mut closed => break,
                 _ = stage.wait_for(|stage| *stage != Stage::Serving) => break,
             },
             Burst::Exhausted => tokio::select! {
                 () = sleep(REST) => {}
+                () = &mut closed => break,
                 _ = stage.wait_for(|stage| *stage != Stage::Serving) => break,
             },
         }

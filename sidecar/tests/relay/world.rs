@@ -10,7 +10,7 @@ use selection::{
     Balance, Change, Fact, Family, Here, Kind, Port, Protocol, Service, ServiceName, Slice, SlicePort,
 };
 use sidecar::handover::Inherited;
-use sidecar::tcp::{self, Drained, Entrance, Listen, Running, Settings};
+use sidecar::tcp::{self, Drained, Entrance, Listen, NodePort, Opened, Running, Settings};
 use sidecar::traffic::{Counts, Traffic};
 use socket2::{Domain, Socket, Type};
 use watcher::Tables;
@@ -54,6 +54,16 @@ impl World {
         Self { address: running.addresses()[0], tables, traffic, running }
     }
 
+    /// Opens a way in for a node port, at a free port of `ip`, which becomes the node port of the Service; these clients
+    /// are inside.
+    pub(crate) fn open_node_port(&self, ip: IpAddr, inside: &[&str]) -> (SocketAddr, Opened) {
+        let address = free(ip);
+        let inside = inside.iter().map(|range| range.parse().unwrap()).collect();
+        let service = ServiceName::new("shop", "web");
+        let node = NodePort { address, service, port: "http".into(), inside };
+        (address, self.running.opener().open(&Entrance::Node(node)).unwrap())
+    }
+
     /// Makes `endpoints` those of `service`, as a new table.
     pub(crate) fn publish(&self, service: &Service, endpoints: &[SocketAddr]) {
         let slices: Vec<Slice> = endpoints.iter().map(slice).collect();
@@ -95,6 +105,11 @@ impl World {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async { self.running.drain(tokio::time::sleep(timeout)).await })
     }
+}
+
+/// An address at `ip` whose port nobody has.
+fn free(ip: IpAddr) -> SocketAddr {
+    TcpListener::bind((ip, 0)).unwrap().local_addr().unwrap()
 }
 
 /// Waits for `check`, and shows the last state that it saw if that takes too long.
@@ -176,7 +191,13 @@ pub(crate) fn accept(listener: &TcpListener) -> TcpStream {
 
 /// An endpoint that serves every connection with `serve`, in threads that end with it.
 pub(crate) fn endpoint(serve: impl Fn(TcpStream) + Clone + Send + 'static) -> SocketAddr {
-    let (listener, address) = listener();
+    endpoint_of(listener(), serve)
+}
+
+fn endpoint_of(
+    (listener, address): (TcpListener, SocketAddr),
+    serve: impl Fn(TcpStream) + Clone + Send + 'static,
+) -> SocketAddr {
     thread::spawn(move || {
         for stream in listener.incoming() {
             let (stream, serve) = (stream.unwrap(), serve.clone());
@@ -189,7 +210,18 @@ pub(crate) fn endpoint(serve: impl Fn(TcpStream) + Clone + Send + 'static) -> So
 
 /// An endpoint that says its name, then echoes.
 pub(crate) fn named(name: u8) -> SocketAddr {
-    endpoint(move |mut stream| {
+    endpoint(greet(name))
+}
+
+/// The same at `::1`.
+pub(crate) fn named_v6(name: u8) -> SocketAddr {
+    let listener = TcpListener::bind("[::1]:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    endpoint_of((listener, address), greet(name))
+}
+
+fn greet(name: u8) -> impl Fn(TcpStream) + Clone {
+    move |mut stream| {
         let mut bytes = [0; 1024];
         if stream.write_all(&[name]).is_err() {
             return;
@@ -199,7 +231,7 @@ pub(crate) fn named(name: u8) -> SocketAddr {
                 return;
             }
         }
-    })
+    }
 }
 
 /// An address that refuses: its port is held, and nobody listens.
