@@ -151,15 +151,39 @@ pub fn build(
     old: &[Arc<ServicePort>],
 ) -> Vec<Arc<ServicePort>> {
     let old: HashMap<&PortId, &Arc<ServicePort>, FixedState> = old.iter().map(|old| (&old.id, old)).collect();
-    let entries = survey(service, slices, here).into_iter().map(|survey| {
+    let surveys = survey(service, slices, here);
+    let health_check_node_port = match service.kind {
+        Kind::LoadBalancer if service.external_local => service.health_check_node_port,
+        _ => 0,
+    };
+    let local_ready = [Family::V4, Family::V6].map(|family| match health_check_node_port {
+        0 => 0,
+        _ => local_ready(&surveys, family),
+    });
+    let entries = surveys.into_iter().map(|survey| {
         let old = old.get(&survey.id).copied();
-        let new = entry(service, survey, old.map(|old| &**old));
+        let local_ready = local_ready[survey.id.family as usize];
+        let new = ServicePort {
+            health_check_node_port,
+            local_ready,
+            ..entry(service, survey, old.map(|old| &**old))
+        };
         match old {
             Some(old) if old.same_as(&new) => Arc::clone(old),
             _ => Arc::new(new),
         }
     });
     entries.collect()
+}
+
+/// Addresses of ready endpoints on this node, over all ports of `family`: what kube-proxy's health check counts.
+fn local_ready(surveys: &[Survey<'_>], family: Family) -> u32 {
+    let of_family = surveys.iter().filter(|survey| survey.id.family == family);
+    let ready = of_family.flat_map(|survey| &survey.endpoints).filter(|e| e.is_local && e.fact.ready);
+    let mut addresses: Vec<IpAddr> = ready.map(|e| e.address.ip()).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses.len() as u32
 }
 
 /// The endpoints that `slices` name for `port`, each address once, ordered by address.
@@ -369,10 +393,9 @@ fn entry(service: &Service, survey: Survey<'_>, old: Option<&ServicePort>) -> Se
         load_balancer_vips: of_family(&service.load_balancer_vips),
         source_ranges: source_ranges.into(),
         affinity_seconds: service.affinity_seconds,
-        health_check_node_port: match service.kind {
-            Kind::LoadBalancer if survey.external_local => service.health_check_node_port,
-            _ => 0,
-        },
+        // The Service's, filled in once all its ports are judged.
+        health_check_node_port: 0,
+        local_ready: 0,
         internal_local: survey.internal_local,
         external_local: survey.external_local,
         has_any: survey.has_any,

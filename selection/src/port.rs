@@ -63,6 +63,9 @@ pub struct ServicePort {
     pub node_port: u16,
     /// The port of the health check of a load balancer, 0 if none.
     pub health_check_node_port: u16,
+    /// What that health check tells: addresses of ready endpoints on this node, of all ports of the Service in this
+    /// family; 0 without a health check.
+    pub local_ready: u32,
     /// `externalIPs` of this family.
     pub external_ips: Box<[IpAddr]>,
     /// The load balancer's addresses of this family that packets keep as destination.
@@ -174,7 +177,8 @@ impl ServicePort {
             && self.load_balancer_vips == other.load_balancer_vips
             && self.source_ranges == other.source_ranges
             && self.affinity_seconds == other.affinity_seconds
-            && self.health_check_node_port == other.health_check_node_port
+            && (self.health_check_node_port, self.local_ready)
+                == (other.health_check_node_port, other.local_ready)
             && (self.internal_local, self.external_local, self.has_any)
                 == (other.internal_local, other.external_local, other.has_any)
             && self.balance == other.balance

@@ -92,6 +92,33 @@ fn the_health_check_port_is_that_of_a_load_balancer_with_policy_local() {
 }
 
 #[test]
+fn the_health_check_counts_addresses_on_this_node_once_and_only_ready_ones() {
+    let here = Here { node: Some("node-a".into()), zone: None };
+    let on = |n, node: &str| Fact { node: Some(node.into()), ..sample::fact(sample::ip(n)) };
+    let service = Service {
+        kind: Kind::LoadBalancer,
+        external_local: true,
+        health_check_node_port: 32_000,
+        ports: [sample::port("http", 80), sample::port("more", 81)].into(),
+        ..web()
+    };
+    let more = SlicePort { name: Some("more".into()), protocol: Protocol::Tcp, port: 9090 };
+    let slices = |facts: Vec<Fact>| {
+        let slice = sample::slice("web-1", facts);
+        Slice { ports: slice.ports.iter().cloned().chain([more.clone()]).collect(), ..slice }
+    };
+    let before = slices(vec![on(0, "node-a"), on(1, "node-a"), on(2, "node-b")]);
+    let first = build(&service, &[&before], &here, &[]);
+    assert_eq!(first.iter().map(|port| port.local_ready).collect::<Vec<_>>(), [2, 2]);
+    // Both serve on as long as nobody else is here, and count no longer.
+    let terminating = |fact: Fact| Fact { ready: false, terminating: true, ..fact };
+    let after = slices(vec![terminating(on(0, "node-a")), terminating(on(1, "node-a")), on(2, "node-b")]);
+    let second = build(&service, &[&after], &here, &first);
+    assert_eq!(second.iter().map(|port| port.local_ready).collect::<Vec<_>>(), [0, 0]);
+    assert_eq!(second[0].local.members, first[0].local.members);
+}
+
+#[test]
 fn seventy_thousand_endpoints_many_of_them_twice_serve_once_each() {
     let facts = (0..70_000).map(|i| sample::fact(sample::ip(i % 69_000)));
     let slices: Vec<Slice> = {
