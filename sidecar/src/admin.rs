@@ -138,7 +138,7 @@ impl Admin {
         let report = self.report(words).await?;
         let mut lines = String::new();
         report.warnings().for_each(|warning| lines.extend([warning, "\n"]));
-        Ok(Answer { status: StatusCode::OK, media: TEXT, body: lines })
+        Ok(Answer { media: TEXT, ..Answer::json(lines) })
     }
 
     async fn report(&self, words: &Words) -> Result<Report, Answer> {
@@ -239,7 +239,7 @@ fn rendered<E: std::fmt::Display>(
     let body = render(output).map_err(|error| failure(&error))?;
     Ok(match output {
         OutputFormat::Json => Answer::json(body),
-        OutputFormat::Text => Answer { status: StatusCode::OK, media: TEXT, body },
+        OutputFormat::Text => Answer { media: TEXT, ..Answer::json(body) },
     })
 }
 

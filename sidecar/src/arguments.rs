@@ -19,6 +19,8 @@ pub struct Arguments {
 pub enum Verb {
     /// Take connections to Services and balance them over the endpoints
     Sidecar(SidecarArguments),
+    /// Serve the node ports of every Service on this node's addresses, and the health checks of load balancers
+    Node(NodeArguments),
     /// Prepare a network namespace so that connections to Services come to the sidecar in it
     Capture {
         /// What to do.
@@ -53,6 +55,40 @@ pub struct SidecarArguments {
     /// Take connections to every Service's address that the rules of remora capture bring; needs CAP_NET_RAW
     #[arg(long, env = "REMORA_CAPTURE", value_parser = clap::builder::FalseyValueParser::new())]
     pub capture: bool,
+    /// How.
+    #[command(flatten)]
+    pub serving: ServingArguments,
+}
+
+/// `remora node`.
+#[derive(Debug, Args)]
+pub struct NodeArguments {
+    /// At which addresses: primary, the node's own; all; localhost; or ranges such as 192.168.0.0/16, which mean this
+    /// machine's addresses in them, and every one of a family without a range. Repeatable, or separated by commas
+    #[arg(
+        long,
+        env = "REMORA_NODEPORT_ADDRESSES",
+        default_value = "primary",
+        value_name = "WHICH",
+        value_delimiter = ','
+    )]
+    pub nodeport_addresses: Vec<String>,
+    /// The node's primary addresses, one of a family, as the downward API has them in status.hostIPs; if absent, those
+    /// from which this machine speaks to others
+    #[arg(long, env = "REMORA_NODE_IPS", value_name = "ADDRESSES", value_delimiter = ',')]
+    pub node_ips: Vec<String>,
+    /// The addresses of Pods, such as 10.244.0.0/16: like this node itself, they are served by endpoints of any node,
+    /// whatever the external traffic policy says
+    #[arg(long, env = "REMORA_PODS", value_name = "CIDRS", value_delimiter = ',')]
+    pub pods: Vec<String>,
+    /// How.
+    #[command(flatten)]
+    pub serving: ServingArguments,
+}
+
+/// How connections are served: what `remora sidecar` and `remora node` have in common.
+#[derive(Debug, Args)]
+pub struct ServingArguments {
     /// Where Services and EndpointSlices come from: kube, manifests:PATH with a file or a folder, or
     /// feed:http://127.0.0.1:PORT or feed:unix:PATH, where another Remora serves its --feed
     #[arg(long, env = "REMORA_SOURCE", default_value = "kube", value_name = "SOURCE")]
@@ -267,12 +303,13 @@ mod tests {
     use clap::CommandFactory;
 
     #[test]
-    fn every_flag_of_the_sidecar_the_hub_and_of_capture_is_an_environment_variable_of_the_same_stem() {
+    fn every_flag_of_what_runs_on_is_an_environment_variable_of_the_same_stem() {
         let command = Arguments::command();
         let sidecar = command.find_subcommand("sidecar").unwrap();
         let up = command.find_subcommand("capture").unwrap().find_subcommand("up").unwrap();
         let hub = command.find_subcommand("hub").unwrap();
-        let flags = sidecar.get_arguments().chain(hub.get_arguments()).chain(up.get_arguments());
+        let node = command.find_subcommand("node").unwrap();
+        let flags = [sidecar, hub, node, up].into_iter().flat_map(clap::Command::get_arguments);
         let flags = flags.filter_map(|argument| Some((argument.get_long()?, argument.get_env())));
         for (long, env) in flags.filter(|(long, _)| *long != "output") {
             let expected = format!("REMORA_{}", long.to_uppercase().replace('-', "_"));

@@ -11,14 +11,16 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use selection::{Here, Protocol, ServiceName};
 use watcher::{Source, feed};
 
 use crate::arguments::{
     self, AskArguments, CaptureUpArguments, CaptureVerb, EndpointsArguments, ExplainArguments, HubArguments,
-    LogFormat, OutputFormat, PlaceArguments, SidecarArguments,
+    LogFormat, NodeArguments, OutputFormat, PlaceArguments, ServingArguments, SidecarArguments,
 };
 use crate::capture::{Plan, merged, merged_ports};
+use crate::node;
 use crate::tcp::Listen;
 
 /// Where the kubelet and Prometheus ask in a Pod.
@@ -31,13 +33,15 @@ const THREADS_MOST: usize = 1024;
 /// Smaller buffers cost more than they save, larger ones are a mistake.
 const BUFFER_SIZES: std::ops::RangeInclusive<usize> = 4 * 1024..=16 * 1024 * 1024;
 
-/// What `remora sidecar` shall do.
+/// What `remora sidecar` shall do, or `remora node`.
 #[derive(Debug)]
 pub struct Sidecar {
     /// Where clients connect to.
     pub listens: Vec<Listen>,
     /// Take captured connections too.
     pub capture: bool,
+    /// Serve node ports.
+    pub node: Option<NodePorts>,
     /// Where Services come from.
     pub source: Source,
     /// Where this process runs.
@@ -66,6 +70,17 @@ pub struct Sidecar {
     pub log_connections: bool,
     /// Threads that move bytes.
     pub threads: NonZeroUsize,
+}
+
+/// Where node ports are served.
+#[derive(Debug)]
+pub struct NodePorts {
+    /// At which addresses.
+    pub at: node::Which,
+    /// The node's primary addresses; none if the system shall say.
+    pub node_ips: Vec<IpAddr>,
+    /// Clients that are Pods.
+    pub pods: Vec<IpNet>,
 }
 
 /// What `remora hub` shall do.
@@ -196,7 +211,16 @@ pub enum Error {
         "--services {0} holds loopback, link-local or multicast addresses, which are no Service's; name the ranges of \
          the cluster's Services only, such as 10.96.0.0/12"
     )]
-    NoServices(ipnet::IpNet),
+    NoServices(IpNet),
+    /// Not an address of this node.
+    #[error("--node-ips {0:?} is not an IP address; write it as 192.168.1.10")]
+    NodeIp(String),
+    /// No addresses for node ports.
+    #[error(
+        "--nodeport-addresses {0:?} is neither primary, all or localhost, nor a range; write ranges as \
+         192.168.0.0/16,fd00::/8"
+    )]
+    NodePortAddresses(String),
     /// Not a port.
     #[error("--skip-ports {0:?} is not a port or a range of ports; write them as 9443,20000-20100")]
     SkipPorts(String),
@@ -234,12 +258,31 @@ impl Sidecar {
     /// The first thing that is wrong.
     pub fn new(typed: SidecarArguments, in_pod: bool) -> Result<Self, Error> {
         let listens = listens(&typed.listen)?;
+        Ok(Self { listens, capture: typed.capture, ..Self::serving(typed.serving, in_pod)? })
+    }
+
+    /// Judges the command line of `remora node`; `in_pod` decides defaults.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn node(typed: NodeArguments, in_pod: bool) -> Result<Self, Error> {
+        let ip = |text: &String| text.trim().parse().map_err(|_| Error::NodeIp(text.clone()));
+        let node = NodePorts {
+            at: node::Which::parse(given(&typed.nodeport_addresses)).map_err(Error::NodePortAddresses)?,
+            node_ips: given(&typed.node_ips).map(ip).collect::<Result<_, _>>()?,
+            pods: ranges("pods", &typed.pods)?,
+        };
+        Ok(Self { node: Some(node), ..Self::serving(typed.serving, in_pod)? })
+    }
+
+    fn serving(typed: ServingArguments, in_pod: bool) -> Result<Self, Error> {
         let (health, admin) = control(typed.health.as_deref(), typed.admin.as_deref(), in_pod)?;
         let level = level(&typed.log_level)?;
         let feed = typed.feed.as_deref().filter(|text| !matches!(text.trim(), "" | "off"));
         Ok(Self {
-            listens,
-            capture: typed.capture,
+            listens: Vec::new(),
+            capture: false,
+            node: None,
             source: source(&typed.source)?,
             here: here(typed.place),
             health,
@@ -292,10 +335,6 @@ impl Capture {
 
 impl CaptureUp {
     fn new(typed: CaptureUpArguments) -> Result<Self, Error> {
-        let ranges = |flag, typed: &[String]| {
-            let range = |text: &String| range::net(text).ok_or_else(|| Error::Range(flag, text.clone()));
-            given(typed).map(range).collect::<Result<Vec<_>, _>>().map(merged)
-        };
         let services = ranges("services", &typed.services)?;
         if let Some(range) = services.iter().find(|range| !range::can_be_services(range)) {
             return Err(Error::NoServices(*range));
@@ -309,6 +348,12 @@ impl CaptureUp {
         };
         Ok(Self { plan, strict: typed.strict, output: typed.output })
     }
+}
+
+/// Ranges of addresses, given with the flag `flag`.
+fn ranges(flag: &'static str, typed: &[String]) -> Result<Vec<IpNet>, Error> {
+    let range = |text: &String| range::net(text).ok_or_else(|| Error::Range(flag, text.clone()));
+    given(typed).map(range).collect::<Result<Vec<_>, _>>().map(merged)
 }
 
 /// What is not blank: an empty environment variable names nothing.

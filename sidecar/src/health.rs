@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use hyper::StatusCode;
 use watcher::{Status, Watch};
 
-use crate::http::{Answer, Answers, Asked, TEXT};
+use crate::http::{Answer, Answers, Asked};
 use crate::metrics::{self, Metrics};
 
 /// Whether this process is on its way out.
@@ -21,7 +21,8 @@ impl Draining {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    fn has_begun(&self) -> bool {
+    /// Whether it is.
+    pub fn has_begun(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
@@ -46,7 +47,7 @@ impl Answers for Health {
             "/livez" => Answer::text(StatusCode::OK, "ok"),
             "/readyz" => self.readiness(),
             "/metrics" => match self.metrics.text() {
-                Ok(body) => Answer { status: StatusCode::OK, media: metrics::MEDIA, body },
+                Ok(body) => Answer { media: metrics::MEDIA, ..Answer::json(body) },
                 Err(error) => Answer::text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
             },
             _ => Answer::text(StatusCode::NOT_FOUND, "only /livez, /readyz and /metrics are here"),
@@ -56,8 +57,7 @@ impl Answers for Health {
 
 impl Health {
     fn readiness(&self) -> Answer {
-        let unready =
-            |why: String| Answer { status: StatusCode::SERVICE_UNAVAILABLE, media: TEXT, body: why + "\n" };
+        let unready = |why: String| Answer::text(StatusCode::SERVICE_UNAVAILABLE, why);
         if self.draining.has_begun() {
             return unready("draining: the process was asked to end".to_owned());
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
@@ -47,6 +47,8 @@ pub struct Answer {
     pub media: &'static str,
     /// The body.
     pub body: String,
+    /// Further headers.
+    pub headers: Vec<(&'static str, String)>,
 }
 
 /// Plain text, as people read it.
@@ -61,17 +63,24 @@ impl Answer {
         if !body.ends_with('\n') {
             body.push('\n');
         }
-        Self { status, media: TEXT, body }
+        Self { status, media: TEXT, body, headers: not_to_be_kept() }
     }
 
     /// A body of JSON.
     pub fn json(body: String) -> Self {
-        Self { status: StatusCode::OK, media: JSON, body }
+        Self { status: StatusCode::OK, media: JSON, body, headers: not_to_be_kept() }
     }
+}
+
+fn not_to_be_kept() -> Vec<(&'static str, String)> {
+    vec![("Cache-Control", "no-store".to_owned())]
 }
 
 /// Who answers.
 pub trait Answers: Send + Sync + 'static {
+    /// Every method is taken for a GET.
+    const ANY_METHOD: bool = false;
+
     /// The answer to `asked`.
     fn answer(&self, asked: Asked) -> impl Future<Output = Answer> + Send;
 }
@@ -84,7 +93,8 @@ pub trait Answers: Send + Sync + 'static {
 pub struct Error {
     flag: &'static str,
     address: SocketAddr,
-    source: std::io::Error,
+    /// What the system said.
+    pub source: std::io::Error,
 }
 
 /// Takes `address`, so that nobody else can, for what the flag `flag` serves; from an earlier process, if that
@@ -148,6 +158,7 @@ async fn converse(stream: TcpStream, answers: Arc<impl Answers>) {
         .header_read_timeout(HEADERS_WITHIN)
         .max_buf_size(HEADERS_MOST)
         .keep_alive(false)
+        .title_case_headers(true)
         .serve_connection(TokioIo::new(stream), service)
         .await;
     if let Err(error) = served {
@@ -155,11 +166,11 @@ async fn converse(stream: TcpStream, answers: Arc<impl Answers>) {
     }
 }
 
-async fn respond(request: Request<hyper::body::Incoming>, answers: &impl Answers) -> Response<Full<Bytes>> {
-    if request.method() != Method::GET && request.method() != Method::HEAD {
+async fn respond<A: Answers>(request: Request<hyper::body::Incoming>, answers: &A) -> Response<Full<Bytes>> {
+    if !A::ANY_METHOD && request.method() != Method::GET && request.method() != Method::HEAD {
         let mut response =
             response(Answer::text(StatusCode::METHOD_NOT_ALLOWED, "only GET is understood here"));
-        response.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
     let host = request.headers().get(hyper::header::HOST).and_then(|host| host.to_str().ok());
@@ -175,8 +186,12 @@ fn response(answer: Answer) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(answer.body)));
     *response.status_mut() = answer.status;
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(answer.media));
-    headers.insert(CACHE_CONTROL, hyper::header::HeaderValue::from_static("no-store"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(answer.media));
+    for (name, value) in answer.headers {
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+            headers.insert(name, value);
+        }
+    }
     response
 }
 

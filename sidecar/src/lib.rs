@@ -18,6 +18,7 @@ pub mod listeners;
 pub mod logs;
 pub mod look;
 pub mod metrics;
+pub mod node;
 pub mod sidecar;
 pub mod signals;
 pub mod tcp;

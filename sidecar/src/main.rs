@@ -16,6 +16,10 @@ fn main() -> ExitCode {
             Ok(config) => end(sidecar::sidecar::run(config).map(|()| String::new())),
             Err(error) => usage(&error),
         },
+        Verb::Node(typed) => match config::Sidecar::node(typed, in_pod()) {
+            Ok(config) => end(sidecar::sidecar::run(config).map(|()| String::new())),
+            Err(error) => usage(&error),
+        },
         Verb::Hub(typed) => match config::Hub::new(typed, in_pod()) {
             Ok(config) => end(hub::run(config).map(|()| String::new())),
             Err(error) => usage(&error),

@@ -16,10 +16,10 @@ use prometheus_client::registry::Registry;
 use selection::{Family, ServicePort, Tallies};
 use watcher::{BOUNDS, Histogram, Status, Watch};
 
-use crate::feed;
 use crate::signals::Capturing;
 use crate::tcp::Listen;
 use crate::traffic::{Counts, Failure, Label, Traffic};
+use crate::{feed, node};
 use process::Process;
 
 /// The media type of what [`Metrics::text`] gives.
@@ -32,7 +32,7 @@ pub struct Metrics(Readings);
 impl Metrics {
     /// Reads from these; `origin` is where the times in tallies begin.
     pub fn new(watch: Watch, traffic: Arc<Traffic>, listens: Vec<Listen>, origin: Instant) -> Self {
-        Self(Readings { watch, traffic, listens, origin, capturing: None, feed: None })
+        Self(Readings { watch, traffic, listens, origin, capturing: None, feed: None, node: None })
     }
 
     /// The same, with whether connections are captured.
@@ -44,6 +44,12 @@ impl Metrics {
     /// The same, with what the readers of the feed were told.
     pub fn with_feed(mut self, feed: Arc<feed::Counts>) -> Self {
         self.0.feed = Some(feed);
+        self
+    }
+
+    /// The same, with what the ports of this node are doing.
+    pub fn with_node(mut self, node: Arc<node::Counts>) -> Self {
+        self.0.node = Some(node);
         self
     }
 
@@ -67,6 +73,7 @@ struct Readings {
     origin: Instant,
     capturing: Option<Capturing>,
     feed: Option<Arc<feed::Counts>>,
+    node: Option<Arc<node::Counts>>,
 }
 
 impl Collector for Readings {
@@ -90,6 +97,7 @@ impl Collector for Readings {
             )?;
         }
         source(&mut page, &self.watch.status())?;
+        self.node.iter().try_for_each(|counts| node_ports(&mut page, counts))?;
         self.feed.iter().try_for_each(|counts| told(&mut page, counts))?;
         process_of(&mut page, Process::read())
     }
@@ -217,6 +225,26 @@ fn source(page: &mut Page<'_>, status: &Status) -> fmt::Result {
         "Time from the trigger of an endpoint's change (endpoints.kubernetes.io/last-change-trigger-time) to the \
          table that has it",
         &status.triggered_to_table,
+    )
+}
+
+/// The node ports and health checks of this node.
+fn node_ports(page: &mut Page<'_>, counts: &node::Counts) -> fmt::Result {
+    let read =
+        |count: &std::sync::atomic::AtomicUsize| count.load(std::sync::atomic::Ordering::Relaxed) as u64;
+    let (open, guarded) = (read(&counts.open), read(&counts.guarded));
+    let ports =
+        [("open", open - guarded.min(open)), ("guarded", guarded), ("lacking", read(&counts.lacking))];
+    page.gauges(
+        "remora_node_ports",
+        "Node ports at an address of this node: served to all, only to clients inside, or held by another program",
+        ports.map(|(state, count)| ([("state", state)], count)),
+    )?;
+    let checks = [("open", read(&counts.checks)), ("lacking", read(&counts.checks_lacking))];
+    page.gauges(
+        "remora_node_health_checks",
+        "Health checks of load balancers at an address of this node, answered or held by another program",
+        checks.map(|(state, count)| ([("state", state)], count)),
     )
 }
 

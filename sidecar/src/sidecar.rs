@@ -33,7 +33,7 @@ use crate::metrics::Metrics;
 use crate::signals::{self, Capturing};
 use crate::tcp::{self, Entrance, Listen};
 use crate::traffic::Traffic;
-use crate::{capabilities, listeners, logs};
+use crate::{capabilities, listeners, logs, node};
 
 /// Why the sidecar does not start.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +47,9 @@ pub enum Error {
     /// The feed.
     #[error(transparent)]
     Feed(#[from] feed::Error),
+    /// The addresses of this node.
+    #[error(transparent)]
+    Node(#[from] node::Error),
     /// The process before or after this one.
     #[error(transparent)]
     Handover(#[from] handover::Error),
@@ -97,6 +100,7 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
         entrances.extend(captured());
     }
     let mut inherited = config.handover.as_deref().map(Inherited::take).transpose()?.unwrap_or_default();
+    let node = config.node.as_ref().map(node::Node::new).transpose()?;
     let bound = tcp::bind(&entrances, settings, &mut inherited)?;
     if config.capture {
         capabilities::lower();
@@ -110,7 +114,7 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
     let source = config.source.to_string();
     let watch = control.block_on(watcher::start(
         config.source,
-        scope(&listens, config.capture, feed.is_some()),
+        scope(&listens, config.capture || node.is_some(), feed.is_some()),
         config.here.clone(),
     ))?;
     control.spawn(listeners::tell(watch.clone(), listens.clone()));
@@ -125,6 +129,11 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
     let traffic = Arc::new(Traffic::default());
     let running = bound.run(&watch.tables, &traffic)?;
     inherited.serves();
+    let draining = Draining::default();
+    let node_counts = node.as_ref().map(node::Node::counts);
+    if let Some(node) = node {
+        control.spawn(node.serve(watch.tables.clone(), running.opener(), draining.clone()));
+    }
     let capturing = Capturing::default();
     let heartbeat = {
         let _inside = control.enter();
@@ -145,7 +154,6 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
 
     let mut server = Server::new_with_opt_and_conf(None, ServerConf { threads: 1, ..ServerConf::default() });
     server.bootstrap();
-    let draining = Draining::default();
     let (data, until_drained) =
         DataPlane::new(running, config.drain_timeout, asked.subscribe(), draining.clone());
     let data = data.with(offer, heartbeat);
@@ -154,6 +162,10 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
     if let Some(listener) = health {
         let metrics = Metrics::new(watch.clone(), Arc::clone(&traffic), listens.clone(), origin);
         let metrics = if config.capture { metrics.with(capturing) } else { metrics };
+        let metrics = match node_counts {
+            Some(counts) => metrics.with_node(counts),
+            None => metrics,
+        };
         let metrics = match &feed {
             Some((feed, _)) => metrics.with_feed(feed.counts()),
             None => metrics,

@@ -1,4 +1,4 @@
-//! The program under test: a `remora sidecar` on a host of its own, and what its commands print.
+//! The program under test: a `remora sidecar` or `remora node` on a host of its own, and what its commands print.
 //!
 //! In: a kubeconfig file and listeners. Out: a running sidecar, asked only in ways that a user has:
 //! its ports, `remora endpoints`, its health and metrics. It never looks into the process.
@@ -31,11 +31,27 @@ impl Sidecar {
     /// it listens at the host's IPv4 address.
     pub fn start(world: &World, kubeconfig: &Path, listen: &[&str], more: &[&str]) -> Sidecar {
         let host = Host::new(world, "sidecar");
+        let listens =
+            listen.iter().flat_map(|listen| ["--listen".to_owned(), format!("{}:{listen}", host.ip4())]);
+        let more = listens.chain(more.iter().map(|&more| more.to_owned())).collect();
+        Sidecar::run(world, kubeconfig, host, "sidecar", more)
+    }
+
+    /// Starts a `remora node` that stands for `node` of the cluster, at its host's addresses, and waits until it is
+    /// ready.
+    pub async fn node(world: &World, kubeconfig: &Path, node: &str, more: &[&str]) -> Sidecar {
+        let host = Host::new(world, node);
+        let [ip4, ip6] = host.ips();
+        let own = [format!("--node={node}"), format!("--node-ips={ip4},{ip6}")];
+        let more = own.into_iter().chain(more.iter().map(|&more| more.to_owned())).collect();
+        let node = Sidecar::run(world, kubeconfig, host, "node", more);
+        node.wait_ready(READY).await;
+        node
+    }
+
+    fn run(world: &World, kubeconfig: &Path, host: Host, verb: &str, more: Vec<String>) -> Sidecar {
         let mut command = host.command(tools::own("remora", "sidecar"));
-        command.env("KUBECONFIG", kubeconfig).args(["sidecar", "--source", "kube"]);
-        for listen in listen {
-            command.args(["--listen", &format!("{}:{listen}", host.ip4())]);
-        }
+        command.env("KUBECONFIG", kubeconfig).args([verb, "--source", "kube"]);
         command.args(["--health", &format!("0.0.0.0:{HEALTH}"), "--admin", ADMIN]).args(more);
         let program = Program::start(world, host.name(), command);
         Sidecar { program, host }

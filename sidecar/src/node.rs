@@ -1,0 +1,102 @@
+//! `remora node`: the node ports of every Service at this node's addresses, and the health checks that load balancers
+//! ask. In: tables. Out: listeners that come and go with them. Never moves a byte: the data threads do.
+//!
+//! ```text
+//!  tables ──what differs──▶ Ports ──open, guard, close──▶ data threads
+//!                       └─▶ Checks ──answers 200 or 503──▶ load balancers
+//! ```
+//! A port that nobody can serve has no listener, so that the system refuses whoever dials it.
+
+mod addresses;
+mod checks;
+mod ports;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use selection::Table;
+use tokio::time::sleep;
+use watcher::Tables;
+
+pub use addresses::{Error, Which};
+
+use crate::config::NodePorts;
+use crate::health::Draining;
+use crate::tcp::Opener;
+use checks::Checks;
+use ports::Ports;
+
+/// A port that somebody else has is asked for again this often.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// What a node's ports are doing.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Listeners, a port in a family at one address each.
+    pub open: AtomicUsize,
+    /// Those of them that answer only clients inside of the cluster.
+    pub guarded: AtomicUsize,
+    /// Listeners that cannot be had; somebody else has the port.
+    pub lacking: AtomicUsize,
+    /// Health checks that are answered.
+    pub checks: AtomicUsize,
+    /// Those that cannot be had.
+    pub checks_lacking: AtomicUsize,
+}
+
+/// Node ports to be served.
+#[derive(Debug)]
+pub struct Node {
+    at: Vec<IpAddr>,
+    inside: Arc<[IpNet]>,
+    counts: Arc<Counts>,
+}
+
+impl Node {
+    /// Finds the addresses at which `config` wants node ports.
+    ///
+    /// # Errors
+    /// If this machine has none.
+    pub fn new(config: &NodePorts) -> Result<Self, Error> {
+        let own = addresses::own()?;
+        let primary = if config.node_ips.is_empty() { addresses::primary() } else { config.node_ips.clone() };
+        let at = config.at.among(&primary, &own)?;
+        tracing::info!(addresses = ?at, "serving node ports");
+        let inside = own.into_iter().map(IpNet::from).chain(config.pods.iter().copied()).collect();
+        Ok(Self { at, inside, counts: Arc::default() })
+    }
+
+    /// What its ports are doing.
+    pub fn counts(&self) -> Arc<Counts> {
+        Arc::clone(&self.counts)
+    }
+
+    /// Keeps the listeners in step with `tables`, for ever.
+    pub async fn serve(self, tables: Tables, opener: Opener, draining: Draining) {
+        let mut ports = Ports::new(self.at.clone(), self.inside, opener);
+        let mut checks = Checks::new(self.at, draining);
+        let mut known = Arc::new(Table::default());
+        loop {
+            let is_lacking = ports.lacking() > 0 || checks.lacking() > 0;
+            tokio::select! {
+                table = tables.reaches(|table| table.version() > known.version()) => {
+                    ports.follow(&known, &table).await;
+                    checks.follow(&known, &table);
+                    known = table;
+                }
+                () = sleep(RETRY), if is_lacking => {
+                    ports.retry(&known);
+                    checks.retry();
+                }
+            }
+            self.counts.open.store(ports.open(), Relaxed);
+            self.counts.guarded.store(ports.guarded(), Relaxed);
+            self.counts.lacking.store(ports.lacking(), Relaxed);
+            self.counts.checks.store(checks.open(), Relaxed);
+            self.counts.checks_lacking.store(checks.lacking(), Relaxed);
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! Node ports: `remora node` on a host of its own, with a real API server, seen from outside of the cluster and from
+//! inside. Where kube-proxy answers itself, its answers are compared.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use kube::api::DeleteParams;
+use rustix::io::Errno;
+use serde_json::json;
+use tests::{Cluster, Host, Namespace, Pod, SOON, Sidecar, World, load, wait_until};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+tests::tests! {
+    a_node_port_serves_in_both_families_and_refuses_while_nobody_can_serve,
+    a_service_that_changes_its_type_takes_its_node_port_along,
+    under_policy_local_clients_outside_are_not_answered_by_a_node_without_endpoints,
+    a_client_with_affinity_stays_with_its_endpoint_at_a_node_port,
+    a_health_check_answers_as_that_of_kube_proxy_does,
+    a_port_that_somebody_else_has_is_counted_and_served_once_it_is_free,
+    open_connections_outlive_their_node_port,
+}
+
+/// What a new connection to an address meets.
+async fn met(address: SocketAddr) -> Result<String, Option<Errno>> {
+    match tokio::time::timeout(Duration::from_secs(3), load::connect(address)).await {
+        Ok(Ok(name)) => Ok(name),
+        Ok(Err(error)) => {
+            // The load puts words around the system's error.
+            let kinds = [
+                (std::io::ErrorKind::ConnectionRefused, Errno::CONNREFUSED),
+                (std::io::ErrorKind::ConnectionReset, Errno::CONNRESET),
+            ];
+            Err(kinds.into_iter().find(|(kind, _)| *kind == error.kind()).map(|(_, errno)| errno))
+        }
+        Err(_) => Err(Some(Errno::TIMEDOUT)),
+    }
+}
+
+async fn wait_met(
+    node: &Sidecar,
+    address: SocketAddr,
+    what: &str,
+    is_it: impl Fn(&Result<String, Option<Errno>>) -> bool,
+) {
+    wait_until(SOON, &format!("{address}: {what}"), async || match met(address).await {
+        met if is_it(&met) => Ok(()),
+        other => Err(format!("{other:?}; {}", node.program.state())),
+    })
+    .await;
+}
+
+/// Makes the Service `web` of type NodePort; its node port.
+async fn node_port(namespace: &Namespace, mut spec: serde_json::Value) -> u16 {
+    spec["type"] = json!("NodePort");
+    namespace.service("web", spec).await;
+    number(namespace).await
+}
+
+/// The node port of `web`.
+async fn number(namespace: &Namespace) -> u16 {
+    let spec = namespace.services().get("web").await.expect("the Service").spec.expect("a spec");
+    let port = spec.ports.expect("ports").remove(0);
+    port.node_port.and_then(|port| u16::try_from(port).ok()).expect("a node port")
+}
+
+fn at(node: &Sidecar, port: u16) -> [SocketAddr; 2] {
+    node.host.ips().map(|ip| SocketAddr::new(ip, port))
+}
+
+async fn a_node_port_serves_in_both_families_and_refuses_while_nobody_can_serve(world: World) {
+    let namespace = Namespace::new(Cluster::shared().await).await;
+    let node = Sidecar::node(&world, &namespace.cluster.kubeconfig(), "node-a", &[]).await;
+    let port = node_port(&namespace, json!({"ipFamilyPolicy": "RequireDualStack"})).await;
+    let refused = |met: &Result<String, Option<Errno>>| *met == Err(Some(Errno::CONNREFUSED));
+    for address in at(&node, port) {
+        assert_eq!(met(address).await, Err(Some(Errno::CONNREFUSED)), "nobody serves");
+    }
+    let pods = [
+        Pod::ready(&world, &namespace, "web", "web-0", "node-a").await,
+        Pod::ready(&world, &namespace, "web", "web-1", "node-b").await,
+    ];
+    for address in at(&node, port) {
+        wait_met(&node, address, "somebody answers", Result::is_ok).await;
+        wait_until(SOON, &format!("both answer at {address}"), async || {
+            let mut names = BTreeSet::new();
+            for _ in 0..40 {
+                names.extend(met(address).await);
+            }
+            if names.len() == 2 { Ok(()) } else { Err(format!("{names:?}")) }
+        })
+        .await;
+    }
+    for pod in pods {
+        pod.delete().await;
+        pod.end().await;
+    }
+    for address in at(&node, port) {
+        wait_met(&node, address, "nobody is left", refused).await;
+    }
+}
+
+async fn a_service_that_changes_its_type_takes_its_node_port_along(world: World) {
+    let namespace = Namespace::new(Cluster::shared().await).await;
+    let node = Sidecar::node(&world, &namespace.cluster.kubeconfig(), "node-a", &[]).await;
+    let refused = |met: &Result<String, Option<Errno>>| *met == Err(Some(Errno::CONNREFUSED));
+    let _pod = Pod::ready(&world, &namespace, "web", "web-0", "node-b").await;
+    namespace.service("web", json!({})).await;
+    for (kind, name) in [("NodePort", None), ("LoadBalancer", None), ("ExternalName", Some("shop.example"))] {
+        namespace.patch_service("web", json!({"spec": {"type": kind, "externalName": name}})).await;
+        if name.is_none() {
+            let [v4, _] = at(&node, number(&namespace).await);
+            wait_met(&node, v4, kind, Result::is_ok).await;
+        }
+    }
+    // What it was, is free again.
+    namespace.patch_service("web", json!({"spec": {"type": "NodePort", "externalName": null}})).await;
+    let [v4, _] = at(&node, number(&namespace).await);
+    wait_met(&node, v4, "it has a node port again", Result::is_ok).await;
+    let cluster_ip =
+        json!({"spec": {"type": "ClusterIP", "ports": [{"name": "web", "port": 80, "targetPort": "web"}]}});
+    namespace.patch_service("web", cluster_ip).await;
+    wait_met(&node, v4, "it has none", refused).await;
+    namespace.patch_service("web", json!({"spec": {"type": "NodePort"}})).await;
+    let [v4, _] = at(&node, number(&namespace).await);
+    wait_met(&node, v4, "it has one again", Result::is_ok).await;
+    namespace.services().delete("web", &DeleteParams::default()).await.expect("the Service is deleted");
+    wait_met(&node, v4, "it is gone", refused).await;
+}
+
+async fn under_policy_local_clients_outside_are_not_answered_by_a_node_without_endpoints(world: World) {
+    let namespace = Namespace::new(Cluster::shared().await).await;
+    let inside = Host::new(&world, "inside");
+    let pods = format!("--pods={},{}", inside.ip4(), inside.ip6());
+    let node = Sidecar::node(&world, &namespace.cluster.kubeconfig(), "node-a", &[&pods]).await;
+    let port = node_port(
+        &namespace,
+        json!({"externalTrafficPolicy": "Local", "ipFamilyPolicy": "RequireDualStack"}),
+    )
+    .await;
+    let _far = Pod::ready(&world, &namespace, "web", "far", "node-b").await;
+    for address in at(&node, port) {
+        wait_met(&node, address, "nobody answers", |met| *met == Err(Some(Errno::TIMEDOUT))).await;
+        assert_eq!(from(&inside, address).await, "far", "a client inside meets any endpoint");
+        assert_eq!(from(&node.host, address).await, "far", "so does the node itself");
+    }
+    let near = Pod::ready(&world, &namespace, "web", "near", "node-a").await;
+    for address in at(&node, port) {
+        wait_met(&node, address, "the local endpoint answers", Result::is_ok).await;
+        for _ in 0..20 {
+            assert_eq!(met(address).await.as_deref(), Ok("near"), "only the local one");
+        }
+    }
+    near.set_ready(false).await;
+    for address in at(&node, port) {
+        wait_met(&node, address, "nobody answers again", |met| *met == Err(Some(Errno::TIMEDOUT))).await;
+    }
+}
+
+/// Who answers a client on a host.
+async fn from(host: &Host, address: SocketAddr) -> String {
+    let mut command = host.command("python3");
+    let script = "import socket, sys\n\
+                  s = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=10)\n\
+                  print(s.makefile().readline().strip(), end=\"\")";
+    command.args(["-c", script, &address.ip().to_string(), &address.port().to_string()]);
+    let output = tokio::process::Command::from(command).output().await.expect("python3");
+    assert!(output.status.success(), "{address}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+async fn a_client_with_affinity_stays_with_its_endpoint_at_a_node_port(world: World) {
+    let namespace = Namespace::new(Cluster::shared().await).await;
+    let node = Sidecar::node(&world, &namespace.cluster.kubeconfig(), "node-a", &[]).await;
+    let mut pods = Vec::new();
+    for n in 0..4 {
+        pods.push(Pod::ready(&world, &namespace, "web", &format!("web-{n}"), "node-b").await);
+    }
+    let [v4, _] = at(&node, node_port(&namespace, json!({"sessionAffinity": "ClientIP"})).await);
+    wait_met(&node, v4, "somebody answers", Result::is_ok).await;
+    let first = met(v4).await.expect("an answer");
+    for _ in 0..20 {
+        assert_eq!(met(v4).await.as_ref(), Ok(&first));
+    }
+}
+
+async fn a_health_check_answers_as_that_of_kube_proxy_does(world: World) {
+    let namespace = Namespace::new(Cluster::shared().await).await;
+    let [kube_proxy, _] = namespace.cluster.nodes().await;
+    let node = Sidecar::node(&world, &namespace.cluster.kubeconfig(), "node-a", &[]).await;
+    namespace.service("web", json!({"type": "LoadBalancer"})).await;
+    let local = json!({"spec": {"externalTrafficPolicy": "Local", "ipFamilyPolicy": "RequireDualStack"}});
+    namespace.patch_service("web", local).await;
+    let spec = namespace.services().get("web").await.expect("the Service").spec.expect("a spec");
+    let port = spec.health_check_node_port.and_then(|port| u16::try_from(port).ok()).expect("a port");
+    let _pods = [
+        Pod::ready(&world, &namespace, "web", "near-0", "node-a").await,
+        Pod::ready(&world, &namespace, "web", "near-1", "node-a").await,
+        Pod::ready(&world, &namespace, "web", "far", "node-b").await,
+    ];
+    for (pods, expected) in [(2, "HTTP/1.1 200 OK"), (0, "HTTP/1.1 503 Service Unavailable")] {
+        for (ours, theirs) in node.host.ips().into_iter().zip(kube_proxy.host.ips()) {
+            let count = format!("\"localEndpoints\": {pods},");
+            let answers =
+                wait_until_both(&node, [ours, theirs].map(|ip| SocketAddr::new(ip, port)), &count).await;
+            assert_eq!(answers[0], answers[1]);
+            assert!(answers[0].contains(&expected.to_owned()), "{answers:?}");
+        }
+        if pods > 0 {
+            for pod in &_pods[..2] {
+                pod.delete().await;
+            }
+        }
+    }
+    namespace.patch_service("web", json!({"spec": {"externalTrafficPolicy": "Cluster"}})).await;
+    let refused = |met: &Result<String, Option<Errno>>| *met == Err(Some(Errno::CONNREFUSED));
+    wait_met(&node, SocketAddr::new(node.host.ip4().into(), port), "the check is gone", refused).await;
+}
+
+/// The answers of two servers to an odd request, as lines, once both have this in them.
+async fn wait_until_both(node: &Sidecar, servers: [SocketAddr; 2], wanted: &str) -> [Vec<String>; 2] {
+    let mut answers = [Vec::new(), Vec::new()];
+    wait_until(SOON, &format!("both answer {wanted}"), async || {
+        for (answer, server) in answers.iter_mut().zip(servers) {
+            *answer = lines(server)
+                .await
+                .map_err(|error| format!("{server}: {error}; {}", node.program.state()))?;
+            if !answer.iter().any(|line| line.trim() == wanted) {
+                return Err(format!("{server}: {answer:?}"));
+            }
+        }
+        Ok(())
+    })
+    .await;
+    answers
+}
+
+/// The lines of an answer: headers sorted, but the date, then the body.
+async fn lines(server: SocketAddr) -> std::io::Result<Vec<String>> {
+    let mut stream = TcpStream::connect(server).await?;
+    let request = format!(
+        "POST /any/path HTTP/1.1\r\nHost: {server}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+    let mut lines: Vec<String> =
+        head.lines().filter(|line| !line.starts_with("Date: ")).map(str::to_owned).collect();
+    lines.sort();
+    lines.extend(body.split('\n').map(str::to_owned));
+    Ok(lines)
+}
+
+async fn a_port_that_somebody_else_has_is_counted_and_served_once_it_is_free(world: World) {
+    let namespace = Namespace::new(Cluster::shared().await).await;
+    let _pod = Pod::ready(&world, &namespace, "web", "web-0", "node-b").await;
+    let port = node_port(&namespace, json!({})).await;
+    let other = Sidecar::node(&world, &namespace.cluster.kubeconfig(), "node-b", &[]).await;
+    let [v4, _] = at(&other, port);
+    wait_met(&other, v4, "it serves", Result::is_ok).await;
+    // A second agent on the same host finds the port taken, says so, and gets it when the first has gone.
+    let mut command = other.host.command(tests::tools::own("remora", "sidecar"));
+    command.env("KUBECONFIG", namespace.cluster.kubeconfig());
+    command.args(["node", "--source=kube", "--health=0.0.0.0:64106", "--admin=off", "--node=node-b"]);
+    command.arg(format!("--node-ips={}", v4.ip()));
+    let second = tests::Program::start(&world, "second", command);
+    let metrics = SocketAddr::new(v4.ip(), 64106);
+    let states = async |wanted: &str| {
+        wait_until(SOON, wanted, async || match tests::ask::get(metrics, "/metrics").await {
+            Ok((200, page)) if page.contains(wanted) => Ok(()),
+            other => Err(format!("{other:?}; {}", second.state())),
+        })
+        .await;
+    };
+    wait_until(SOON, "a port is lacking", async || match tests::ask::get(metrics, "/metrics").await {
+        Ok((200, page)) if !page.contains("remora_node_ports{state=\"lacking\"} 0") => Ok(()),
+        other => Err(format!("{other:?}; {}", second.state())),
+    })
+    .await;
+    let log = std::fs::read_to_string(world.folder().join("second.log")).expect("its log");
+    assert!(log.contains(&format!("cannot listen on {v4}")), "{log}");
+    assert!(log.contains("another program holds this port"), "{log}");
+    other.program.kill();
+    states("remora_node_ports{state=\"lacking\"} 0").await;
+    wait_met(&other, v4, "the second serves", Result::is_ok).await;
+}
+
+async fn open_connections_outlive_their_node_port(world: World) {
+    let namespace = Namespace::new(Cluster::shared().await).await;
+    let node = Sidecar::node(&world, &namespace.cluster.kubeconfig(), "node-a", &[]).await;
+    let _pod = Pod::ready(&world, &namespace, "web", "web-0", "node-b").await;
+    let [v4, _] = at(&node, node_port(&namespace, json!({})).await);
+    wait_met(&node, v4, "it serves", Result::is_ok).await;
+    let mut open = TcpStream::connect(v4).await.expect("a connection");
+    let mut greeting = [0; 6];
+    open.read_exact(&mut greeting).await.expect("a greeting");
+    namespace.services().delete("web", &DeleteParams::default()).await.expect("the Service is deleted");
+    wait_met(&node, v4, "it is gone", |met| *met == Err(Some(Errno::CONNREFUSED))).await;
+    open.write_all(b"!").await.expect("it takes bytes");
+    assert_eq!(open.read_u8().await.expect("an echo"), b'!');
+}
