@@ -165,6 +165,7 @@ fn service(dice: &mut Dice, place: &Place) -> Service {
         affinity_seconds: dice.chance(50).then_some([1, 50, 10_800][dice.below(3)]),
         health_check_node_port: 0,
         has_selector: true,
+        proxy_protocol: false,
         proxy_name: None,
         balance,
     }

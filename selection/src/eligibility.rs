@@ -400,6 +400,7 @@ fn entry(service: &Service, survey: Survey<'_>, old: Option<&ServicePort>) -> Se
         external_local: survey.external_local,
         has_any: survey.has_any,
         balance: service.balance,
+        proxy_protocol: service.proxy_protocol,
         is_cluster_whole: cluster.members.len() == endpoints.len(),
         endpoints,
         cluster,

@@ -66,6 +66,8 @@ pub struct ServicePort {
     /// What that health check tells: addresses of ready endpoints on this node, of all ports of the Service in this
     /// family; 0 without a health check.
     pub local_ready: u32,
+    /// A connection to a node port begins, at its endpoint, with a header of the PROXY protocol.
+    pub proxy_protocol: bool,
     /// `externalIPs` of this family.
     pub external_ips: Box<[IpAddr]>,
     /// The load balancer's addresses of this family that packets keep as destination.
@@ -181,7 +183,7 @@ impl ServicePort {
                 == (other.health_check_node_port, other.local_ready)
             && (self.internal_local, self.external_local, self.has_any)
                 == (other.internal_local, other.external_local, other.has_any)
-            && self.balance == other.balance
+            && (self.balance, self.proxy_protocol) == (other.balance, other.proxy_protocol)
             && self.cluster.members == other.cluster.members
             && self.local.members == other.local.members
             && self.endpoints.len() == other.endpoints.len()

@@ -36,6 +36,8 @@ pub struct Service {
     pub has_selector: bool,
     /// The label `service.kubernetes.io/service-proxy-name`: another proxy serves it, whatever the value.
     pub proxy_name: Option<Symbol>,
+    /// Endpoints are told who the client is where they cannot see it: the annotation `remora.dev/proxy-protocol: v2`.
+    pub proxy_protocol: bool,
     /// The annotation `remora.dev/balance`.
     pub balance: Balance,
 }

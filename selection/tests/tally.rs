@@ -166,7 +166,7 @@ fn every_field_that_a_reader_sees_makes_another_value() {
     };
     let slice = sample::slice("web-1", (0..3).map(|i| sample::fact(sample::ip(i))));
     let first = build(&base, &[&slice], &Here::default(), &[]);
-    let changes: [fn(&mut Service); 11] = [
+    let changes: [fn(&mut Service); 12] = [
         |s| s.cluster_ips = ["10.96.0.2".parse().expect("an address")].into(),
         |s| s.ports[0].port = 81,
         |s| s.ports[0].node_port = 30_000,
@@ -177,6 +177,7 @@ fn every_field_that_a_reader_sees_makes_another_value() {
         |s| s.external_local = true,
         |s| s.affinity_seconds = Some(1),
         |s| s.balance = Balance::Random,
+        |s| s.proxy_protocol = true,
         |s| (s.external_local, s.health_check_node_port) = (true, 30_001),
     ];
     for (i, change) in changes.iter().enumerate() {

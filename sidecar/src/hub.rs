@@ -44,7 +44,7 @@ async fn serve(config: Hub) -> Result<(), Error> {
 
     let source = config.source.to_string();
     let watch = watcher::start(config.source, Scope::All, Here::default()).await?;
-    announce(&[], &[], Some(&listener), health.as_ref(), admin.as_ref());
+    announce(&[], &[], &[], Some(&listener), health.as_ref(), admin.as_ref());
     let feed = Feed::new(watch.clone());
     let traffic = Arc::new(Traffic::default());
     if let Some(listener) = health {

@@ -64,9 +64,13 @@ impl Node {
         let own = addresses::own()?;
         let primary = if config.node_ips.is_empty() { addresses::primary() } else { config.node_ips.clone() };
         let at = config.at.among(&primary, &own)?;
-        tracing::info!(addresses = ?at, "serving node ports");
         let inside = own.into_iter().map(IpNet::from).chain(config.pods.iter().copied()).collect();
         Ok(Self { at, inside, counts: Arc::default() })
+    }
+
+    /// Where node ports are served.
+    pub fn addresses(&self) -> &[IpAddr] {
+        &self.at
     }
 
     /// What its ports are doing.

@@ -131,7 +131,9 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
     inherited.serves();
     let draining = Draining::default();
     let node_counts = node.as_ref().map(node::Node::counts);
+    let mut node_at = Vec::new();
     if let Some(node) = node {
+        node_at.extend_from_slice(node.addresses());
         control.spawn(node.serve(watch.tables.clone(), running.opener(), draining.clone()));
     }
     let capturing = Capturing::default();
@@ -150,7 +152,8 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
     let succeeded = move || asking.send_modify(|asked| asked.succeeded = true);
     let offer =
         config.handover.zip(offered).map(|(path, held)| Offer::new(&path, held, succeeded)).transpose()?;
-    announce(&listens, &entrances[listens.len()..], feed.as_ref(), health.as_ref(), admin.as_ref());
+    let captured = &entrances[listens.len()..];
+    announce(&listens, captured, &node_at, feed.as_ref(), health.as_ref(), admin.as_ref());
 
     let mut server = Server::new_with_opt_and_conf(None, ServerConf { threads: 1, ..ServerConf::default() });
     server.bootstrap();
@@ -299,10 +302,11 @@ fn with_addresses(listens: &[Listen], addresses: &[SocketAddr]) -> Vec<Listen> {
 }
 
 /// Says on standard output which addresses are taken, one a line: `listen ADDRESS SERVICE:PORT`,
-/// `capture ADDRESS`, `feed ADDRESS`, `health ADDRESS`, `admin ADDRESS`.
+/// `capture ADDRESS`, `node ADDRESS` without a port, `feed ADDRESS`, `health ADDRESS`, `admin ADDRESS`.
 pub(crate) fn announce(
     listens: &[Listen],
     captured: &[Entrance],
+    node: &[IpAddr],
     feed: Option<&feed::Listener>,
     health: Option<&TcpListener>,
     admin: Option<&TcpListener>,
@@ -310,6 +314,10 @@ pub(crate) fn announce(
     let mut lines = String::new();
     for entrance in captured {
         lines += &format!("capture {}\n", entrance.address());
+    }
+    for ip in node {
+        tracing::info!(address = %ip, "serving node ports");
+        lines += &format!("node {ip}\n");
     }
     for listen in listens {
         tracing::info!(address = %listen.address, service = %listen.service, port = listen.port, "listening");

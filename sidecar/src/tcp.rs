@@ -10,6 +10,7 @@
 //! endpoints' tallies and the pins of clients with session affinity.
 
 mod account;
+mod announcement;
 mod bulk;
 mod dial;
 mod door;

@@ -58,7 +58,7 @@ pub struct Counts {
     pub opened: u64,
     /// Those of them that ended, in whatever way.
     pub closed: u64,
-    /// Bytes from clients to endpoints.
+    /// Bytes from clients to endpoints, headers of the PROXY protocol among them.
     pub received: u64,
     /// Bytes from endpoints to clients.
     pub sent: u64,

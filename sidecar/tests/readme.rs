@@ -37,7 +37,7 @@ fn every_command_of_the_readme_runs() {
         let mut child = start(command);
         let mut out = BufReader::new(child.stdout.take().unwrap());
         let mut said = String::new();
-        let serves = [("remora sidecar", "listen "), ("remora hub", "feed ")];
+        let serves = [("remora sidecar", "listen "), ("remora node", "node "), ("remora hub", "feed ")];
         if let Some((_, says)) = serves.iter().find(|(program, _)| command.starts_with(program)) {
             // It serves until it is asked to end: once it has said where, it is.
             out.read_line(&mut said).unwrap();

@@ -40,7 +40,7 @@
 //! | 5, 7, 8 | `a`* | cluster IP, external IP, VIP of a load balancer |
 //! | 6 | `m`* | port: 1 `s` name, 2 `n` protocol, 3 `n` port, 4 `n` node port |
 //! | 9 | bytes* | source range: an address, and a byte that is the length of its prefix |
-//! | 10 | `n` | the sum of 1 internal policy Local, 2 external policy Local, 4 selector |
+//! | 10 | `n` | the sum of 1 internal policy Local, 2 external policy Local, 4 selector, 8 PROXY protocol |
 //! | 11 | `n`? | affinity, seconds |
 //! | 12 | `n` | health check node port |
 //! | 13 | `s`? | the other proxy |

@@ -30,6 +30,7 @@ pub(crate) fn service(service: &str, last: u8) -> Service {
         affinity_seconds: None,
         health_check_node_port: 0,
         has_selector: true,
+        proxy_protocol: false,
         proxy_name: None,
         balance: Balance::default(),
     }

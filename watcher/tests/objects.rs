@@ -132,6 +132,18 @@ fn an_unknown_balance_is_told_with_the_allowed_ones_and_the_default_kept() {
 }
 
 #[test]
+fn the_proxy_protocol_is_spoken_in_version_2_or_not_at_all() {
+    let with = |version: Value| {
+        let metadata = json!({"name": "web", "annotations": {"remora.dev/proxy-protocol": version}});
+        let (service, warnings) = service_and_warnings(&json!({"kind": "Service", "metadata": metadata}));
+        (service.proxy_protocol, warnings)
+    };
+    assert_eq!(with(json!("v2")), (true, vec![]));
+    let wrong = "metadata.annotations[\"remora.dev/proxy-protocol\"]: \"v1\" is not v2; none is spoken";
+    assert_eq!(with(json!("v1")), (false, vec![wrong.to_owned()]));
+}
+
+#[test]
 fn a_port_that_is_none_is_left_out_by_itself() {
     let ports = json!([{"port": 80}, {"name": "a", "port": 0}, {"name": "b", "port": 65536}, {"name": "c"}, {"port": "http"}]);
     let (service, warnings) = service(json!({"ports": ports}));

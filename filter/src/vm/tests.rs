@@ -23,6 +23,7 @@ fn service(balance: Balance, affinity_seconds: Option<u32>) -> Service {
         external_local: false,
         health_check_node_port: 0,
         has_selector: true,
+        proxy_protocol: false,
         proxy_name: None,
     }
 }

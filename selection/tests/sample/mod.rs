@@ -27,6 +27,7 @@ pub(crate) fn service(name: &str, cluster_ip: [u8; 4], balance: Balance) -> Serv
         affinity_seconds: None,
         health_check_node_port: 0,
         has_selector: true,
+        proxy_protocol: false,
         proxy_name: None,
         balance,
     }

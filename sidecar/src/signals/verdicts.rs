@@ -97,6 +97,7 @@ mod tests {
             affinity_seconds: None,
             health_check_node_port: 0,
             has_selector: true,
+            proxy_protocol: false,
             proxy_name: None,
             balance: Balance::LeastConnections,
         }

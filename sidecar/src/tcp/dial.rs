@@ -7,10 +7,11 @@
 use std::net::SocketAddr;
 
 use rustix::io::Errno;
-use selection::{Draw, Flow, Question, Tallies, Tried, Verdict};
+use selection::{Draw, Flow, Path, Question, Tallies, Tried, Verdict};
 use tokio::time::timeout;
 
 use super::account::{Account, End, Place};
+use super::announcement;
 use super::door::Found;
 use super::socket::{Socket, Spare};
 use crate::traffic::Failure;
@@ -33,12 +34,19 @@ pub(super) async fn dial(client: &Socket, spare: Spare, account: &mut Account) -
     let most = account.worker.settings.attempts.clamp(1, Tried::MOST);
     let mut tried = Tried::default();
     let mut pending = Pending::new();
+    // What an earlier attempt did not send begins with it.
+    let mut was_announced = false;
     let mut last = None;
     loop {
-        let Choice { address, is_only } = match choose(account, &tried) {
+        let Choice { address, is_only, is_announced } = match choose(account, &tried) {
             Ok(choice) => choice,
             Err(end) => return Err(last.map_or(end, End::Failed)),
         };
+        if is_announced && !was_announced {
+            let dialled = client.own_address().map_err(|_| End::ClientGone)?;
+            pending.splice(0..0, announcement::header(account.client, dialled));
+            was_announced = true;
+        }
         if last.is_some() {
             account.ledger.counters.retried();
         }
@@ -62,6 +70,8 @@ struct Choice {
     address: SocketAddr,
     /// There is nobody to try in its place.
     is_only: bool,
+    /// It is told first who the client is.
+    is_announced: bool,
 }
 
 /// Asks the table of this moment, and takes a place at the endpoint that it gives.
@@ -72,7 +82,7 @@ fn choose(account: &mut Account, tried: &Tried) -> Result<Choice, End> {
     let mut reader = worker.reader.borrow_mut();
     let (path, port) = match account.door.find(account.wanted, reader.table()) {
         Found::Port(path, port) => (path, port),
-        Found::Pass(address) => return Ok(Choice { address, is_only: true }),
+        Found::Pass(address) => return Ok(Choice { address, is_only: true, is_announced: false }),
         Found::Nothing => return Err(End::Refused),
     };
     let ip = account.client.ip().to_canonical();
@@ -92,7 +102,8 @@ fn choose(account: &mut Account, tried: &Tried) -> Result<Choice, End> {
                 worker.pins.put(ip, &port.id, pin);
             }
             account.endpoint = Some((endpoint.address, Place::take(&endpoint.tally)));
-            Ok(Choice { address: endpoint.address, is_only: false })
+            let is_announced = port.proxy_protocol && path == Path::NodePort;
+            Ok(Choice { address: endpoint.address, is_only: false, is_announced })
         }
         Verdict::Refuse => Err(End::Refused),
         Verdict::Drop => Err(End::Dropped),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use selection::{Kind, Port, Protocol, Service};
 use socket2::{Domain, Socket, Type};
 
-use crate::world::{World, eventually, name, named, named_v6, patient, service};
+use crate::world::{World, endpoint, eventually, name, named, named_v6, patient, refusing, service};
 
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
@@ -57,6 +57,44 @@ fn a_node_port_that_is_opened_serves_and_one_that_is_closed_refuses_and_keeps_it
     assert_eq!(&echoed, b"x");
     let served = world.traffic.snapshot().into_iter().map(|(label, counts)| (label.port, counts.opened > 0));
     assert_eq!(served.collect::<Vec<_>>(), [("80".into(), false), ("http".into(), true)]);
+}
+
+#[test]
+fn an_endpoint_is_told_who_the_client_is_also_when_another_one_failed_first() {
+    let echo = endpoint(|mut stream| {
+        let mut bytes = [0; 64];
+        while let Ok(n @ 1..) = stream.read(&mut bytes) {
+            stream.write_all(&bytes[..n]).unwrap();
+        }
+    });
+    let (_held, dead) = refusing();
+    let world = World::new(&[]);
+    let (address, _opened) = world.open_node_port(V4, &[]);
+    let service = Service { proxy_protocol: true, ..on_nodes(address.port(), false) };
+    world.publish(&service, &[dead, echo]);
+    for early in [&b""[..], b"early "] {
+        // Whoever comes first in the round of endpoints, both begin a round once.
+        for _ in 0..2 {
+            let mut client = connect(address);
+            client.write_all(early).unwrap();
+            let mut header = [0; 28];
+            client.read_exact(&mut header).unwrap();
+            assert_eq!(&header[..16], b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c");
+            assert_eq!(&header[16..24], &[127, 0, 0, 1, 127, 0, 0, 1]);
+            let ports = [client.local_addr().unwrap().port(), address.port()].map(u16::to_be_bytes);
+            assert_eq!(&header[24..], ports.as_flattened());
+            client.write_all(b"late").unwrap();
+            let mut rest = vec![0; early.len() + 4];
+            client.read_exact(&mut rest).unwrap();
+            assert_eq!(rest, [early, b"late"].concat());
+        }
+    }
+    // By another way in, nobody is told.
+    let mut client = world.connect();
+    client.write_all(b"bare").unwrap();
+    let mut bare = [0; 4];
+    client.read_exact(&mut bare).unwrap();
+    assert_eq!(&bare, b"bare");
 }
 
 #[test]

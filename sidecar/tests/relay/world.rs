@@ -145,6 +145,7 @@ pub(crate) fn service() -> Service {
         affinity_seconds: None,
         health_check_node_port: 0,
         has_selector: true,
+        proxy_protocol: false,
         proxy_name: None,
         balance: Balance::RoundRobin,
     }

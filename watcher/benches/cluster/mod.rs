@@ -49,6 +49,7 @@ pub(crate) fn service(i: usize) -> Event {
         affinity_seconds: None,
         health_check_node_port: 0,
         has_selector: true,
+        proxy_protocol: false,
         proxy_name: None,
         balance: Balance::default(),
     })))

@@ -77,7 +77,8 @@ pub(super) fn put_service<'a>(out: &mut Vec<u8>, strings: &mut Strings<'a>, serv
     service.external_ips.iter().for_each(|ip| put_ip(out, 7, *ip));
     service.load_balancer_vips.iter().for_each(|ip| put_ip(out, 8, *ip));
     service.source_ranges.iter().for_each(|range| put_range(out, 9, range));
-    let flags = [service.internal_local, service.external_local, service.has_selector];
+    let Service { internal_local, external_local, has_selector, proxy_protocol, .. } = *service;
+    let flags = [internal_local, external_local, has_selector, proxy_protocol];
     put_nonzero(out, 10, bits(flags));
     service.affinity_seconds.into_iter().for_each(|seconds| put_number(out, 11, seconds.into()));
     put_nonzero(out, 12, service.health_check_node_port.into());
@@ -136,6 +137,7 @@ pub(super) fn service(fields: Fields<'_>, texts: &mut Texts<'_>) -> Result<Servi
         affinity_seconds,
         health_check_node_port,
         has_selector: flags & 4 != 0,
+        proxy_protocol: flags & 8 != 0,
         proxy_name,
         balance: balance_of(balance),
     })
@@ -363,7 +365,7 @@ fn range(bytes: &[u8]) -> Result<IpNet, Error> {
 }
 
 /// Flags as a number, the first being 1, the second 2, and so on.
-fn bits(flags: [bool; 3]) -> u64 {
+fn bits<const N: usize>(flags: [bool; N]) -> u64 {
     (0..).zip(flags).map(|(at, flag)| u64::from(flag) << at).sum()
 }
 

@@ -77,6 +77,7 @@ fn rich() -> Vec<Event> {
         affinity_seconds: Some(0),
         health_check_node_port: 31000,
         has_selector: true,
+        proxy_protocol: false,
         proxy_name: None,
         balance: Balance::Maglev,
     };
@@ -518,6 +519,23 @@ fn old_bytes_are_understood() {
         }
     }
     assert_eq!(seen, [(1, None), (2, Some(3)), (3, Some(4)), (4, Some(0)), (5, None), (5, None)]);
+}
+
+#[test]
+fn that_endpoints_are_told_of_their_clients_is_told() {
+    let announced = rich().into_iter().map(|event| match event {
+        Event::Applied(crate::store::Item::Service(service)) => {
+            let service = Box::new(Service { proxy_protocol: true, ..*service });
+            Event::Applied(crate::store::Item::Service(service))
+        }
+        other => other,
+    });
+    let mut mirror = Mirror::new(here());
+    for frame in snapshot(&store(announced.collect()), &Subscription::All, 1, 1, None) {
+        mirror.frame(&frame).unwrap();
+    }
+    let ports = mirror.table().ports(&ServiceName::new("bank", "rich"));
+    assert!(!ports.is_empty() && ports.iter().all(|port| port.proxy_protocol));
 }
 
 #[test]

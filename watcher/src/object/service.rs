@@ -19,6 +19,8 @@ const AFFINITY_SECONDS: u32 = 10_800;
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 /// The annotation that says how to balance.
 const BALANCE: &str = "remora.dev/balance";
+/// The annotation that says how endpoints are told who the client is.
+const PROXY_PROTOCOL: &str = "remora.dev/proxy-protocol";
 
 pub(super) fn read(root: &Field<'_, '_>, warnings: &mut Vec<Warning>) -> Result<Service, Warning> {
     let Metadata { namespace, name } = Metadata::read(root)?;
@@ -54,6 +56,7 @@ pub(super) fn read(root: &Field<'_, '_>, warnings: &mut Vec<Warning>) -> Result<
         health_check_node_port: spec.get("healthCheckNodePort").port(0)?.unwrap_or(0),
         has_selector: spec.get("selector").has_fields(),
         proxy_name: metadata.get("labels").get(PROXY_NAME).text()?.map(Symbol::from),
+        proxy_protocol: proxy_protocol(&metadata, warnings),
         balance: balance(&metadata, warnings),
     })
 }
@@ -166,6 +169,19 @@ fn affinity(spec: &Field<'_, '_>) -> Result<Option<u32>, Warning> {
     let config = spec.get("sessionAffinityConfig");
     let client = config.get("clientIP");
     Ok(Some(client.get("timeoutSeconds").number(1, 86_400)?.unwrap_or(AFFINITY_SECONDS)))
+}
+
+fn proxy_protocol(metadata: &Field<'_, '_>, warnings: &mut Vec<Warning>) -> bool {
+    let annotations = metadata.get("annotations");
+    let annotation = annotations.get(PROXY_PROTOCOL);
+    let version = match annotation.text() {
+        Ok(None) => return false,
+        Ok(Some("v2")) => return true,
+        Ok(Some(text)) => annotation.warning("proxy-protocol", format!("{text:?} is not v2; none is spoken")),
+        Err(warning) => warning,
+    };
+    warnings.push(version);
+    false
 }
 
 fn balance(metadata: &Field<'_, '_>, warnings: &mut Vec<Warning>) -> Balance {
