@@ -20,6 +20,7 @@ use ipnet::IpNet;
 use selection::Table;
 use tokio::time::sleep;
 use watcher::Tables;
+use watcher::kubernetes::Notices;
 
 pub use addresses::{Error, Which};
 
@@ -78,10 +79,10 @@ impl Node {
         Arc::clone(&self.counts)
     }
 
-    /// Keeps the listeners in step with `tables`, for ever.
-    pub async fn serve(self, tables: Tables, opener: Opener, draining: Draining) {
-        let mut ports = Ports::new(self.at.clone(), self.inside, opener);
-        let mut checks = Checks::new(self.at, draining);
+    /// Keeps the listeners in step with `tables`, for ever, and tells `notices` what cannot be had.
+    pub async fn serve(self, tables: Tables, opener: Opener, draining: Draining, notices: Option<Notices>) {
+        let mut ports = Ports::new(self.at.clone(), self.inside, opener, notices.clone());
+        let mut checks = Checks::new(self.at, draining, notices);
         let mut known = Arc::new(Table::default());
         loop {
             let is_lacking = ports.lacking() > 0 || checks.lacking() > 0;

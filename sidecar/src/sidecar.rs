@@ -19,7 +19,8 @@ use pingora_core::services::Service;
 use rustix::process::Resource;
 use selection::{Seed, ServiceName};
 use tokio::sync::watch;
-use watcher::{Scope, Watch};
+use watcher::kubernetes::Notices;
+use watcher::{Scope, Source, Watch};
 
 use crate::admin::{Admin, Secret};
 use crate::capture::agreement;
@@ -112,6 +113,11 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
     let admin = config.admin.map(|address| bind("admin", address)).transpose()?;
 
     let source = config.source.to_string();
+    let is_kube = matches!(config.source, Source::Kube(_));
+    let notices = (node.is_some() && is_kube)
+        .then(|| control.block_on(Notices::new("remora-node", config.here.node.as_ref())))
+        .transpose()
+        .map_err(watcher::Error::from)?;
     let watch = control.block_on(watcher::start(
         config.source,
         scope(&listens, config.capture || node.is_some(), feed.is_some()),
@@ -134,7 +140,7 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
     let mut node_at = Vec::new();
     if let Some(node) = node {
         node_at.extend_from_slice(node.addresses());
-        control.spawn(node.serve(watch.tables.clone(), running.opener(), draining.clone()));
+        control.spawn(node.serve(watch.tables.clone(), running.opener(), draining.clone(), notices));
     }
     let capturing = Capturing::default();
     let heartbeat = {

@@ -36,7 +36,8 @@ const READY: Duration = Duration::from_secs(120);
 /// What Remora needs in a cluster, no more: the tests' sidecars have exactly this.
 const RULES: &str = r#"[
     {"apiGroups": [""], "resources": ["services", "nodes"], "verbs": ["get", "list", "watch"]},
-    {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]}
+    {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]},
+    {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]}
 ]"#;
 
 /// The nodes of every cluster, and their zones.

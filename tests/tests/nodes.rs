@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use kube::api::DeleteParams;
+use k8s_openapi::api::events::v1::Event;
+use kube::Api;
+use kube::api::{DeleteParams, ListParams};
 use rustix::io::Errno;
 use serde_json::json;
 use tests::{Cluster, Host, Namespace, Pod, SOON, Sidecar, World, load, wait_until};
@@ -282,6 +284,16 @@ async fn a_port_that_somebody_else_has_is_counted_and_served_once_it_is_free(wor
     let log = std::fs::read_to_string(world.folder().join("second.log")).expect("its log");
     assert!(log.contains(&format!("cannot listen on {v4}")), "{log}");
     assert!(log.contains("another program holds this port"), "{log}");
+    wait_until(SOON, "people are told", async || {
+        let events = Api::<Event>::namespaced(namespace.client.clone(), &namespace.name);
+        let events = events.list(&ListParams::default()).await.map_err(|error| error.to_string())?.items;
+        let told = events.iter().any(|event| {
+            let about = event.regarding.as_ref().and_then(|about| about.name.as_deref()) == Some("web");
+            about && event.reason.as_deref() == Some("NodePortTaken")
+        });
+        if told { Ok(()) } else { Err(format!("{events:?}; {}", second.state())) }
+    })
+    .await;
     other.program.kill();
     states("remora_node_ports{state=\"lacking\"} 0").await;
     wait_met(&other, v4, "the second serves", Result::is_ok).await;

@@ -6,6 +6,7 @@
 //! known, does not fall back to pages where streaming lists are refused, and cannot list again on purpose.
 
 mod failure;
+mod notices;
 mod outage;
 pub mod ranges;
 mod request;
@@ -22,6 +23,8 @@ use crate::store::{Event, Kind, Part};
 use crate::watch::{Events, Report};
 use outage::Outage;
 use stream::Follower;
+
+pub use notices::{Notice, Notices};
 
 /// How the Kubernetes API is followed.
 #[derive(Clone, Debug)]

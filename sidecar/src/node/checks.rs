@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use hyper::StatusCode;
 use selection::{Family, ServiceName, ServicePort, Table};
 use tokio::task::JoinHandle;
+use watcher::kubernetes::{Notice, Notices};
 
 use crate::handover::Inherited;
 use crate::health::Draining;
@@ -19,6 +20,7 @@ use crate::http::{self, Answer, Answers, Asked, JSON};
 pub(super) struct Checks {
     at: Vec<IpAddr>,
     draining: Draining,
+    notices: Option<Notices>,
     servers: HashMap<SocketAddr, Server>,
 }
 
@@ -36,8 +38,8 @@ struct Told {
 }
 
 impl Checks {
-    pub(super) fn new(at: Vec<IpAddr>, draining: Draining) -> Self {
-        Self { at, draining, servers: HashMap::new() }
+    pub(super) fn new(at: Vec<IpAddr>, draining: Draining, notices: Option<Notices>) -> Self {
+        Self { at, draining, notices, servers: HashMap::new() }
     }
 
     /// Makes the servers those of `next`, which follows `known`.
@@ -59,7 +61,7 @@ impl Checks {
     pub(super) fn retry(&mut self) {
         for (address, server) in &mut self.servers {
             if server.task.is_none() {
-                server.task = start(*address, &server.told, true);
+                server.task = start(*address, &server.told).ok();
             }
         }
     }
@@ -93,7 +95,21 @@ impl Checks {
             local_ready: AtomicU32::new(port.local_ready),
             draining: self.draining.clone(),
         });
-        let task = start(address, &told, false);
+        let task = start(address, &told);
+        if let Err(error) = &task {
+            let service = told.service.clone();
+            let note = format!(
+                "cannot answer the health check of load balancers at {address}: {}; they take this node for unable: stop \
+                 whoever has the port",
+                error.source
+            );
+            tracing::warn!(%service, "{note}");
+            if let Some(notices) = &self.notices {
+                let reason = "FailedToStartServiceHealthcheck";
+                notices.tell(Notice { service, reason, action: "Listen", note });
+            }
+        }
+        let task = task.ok();
         self.servers.insert(address, Server { told, task });
     }
 }
@@ -114,24 +130,13 @@ fn checked<'a>(
     checked.map(|port| ((port.id.family, port.health_check_node_port), port))
 }
 
-fn start(address: SocketAddr, told: &Arc<Told>, was_lacking: bool) -> Option<JoinHandle<()>> {
-    match http::bind("health-check", address, &mut Inherited::default()) {
-        Ok(listener) => {
-            let answers = Arc::clone(told);
-            Some(tokio::spawn(async move {
-                let Err(error) = http::serve(listener, answers).await;
-                tracing::error!(%address, %error, "cannot answer a health check of load balancers");
-            }))
-        }
-        Err(error) if !was_lacking => {
-            tracing::warn!(
-                service = %told.service, %address, error = %error.source,
-                "cannot answer the health check of load balancers, who take this node for unable; stop whoever has the port"
-            );
-            None
-        }
-        Err(_) => None,
-    }
+fn start(address: SocketAddr, told: &Arc<Told>) -> Result<JoinHandle<()>, http::Error> {
+    let listener = http::bind("health-check", address, &mut Inherited::default())?;
+    let answers = Arc::clone(told);
+    Ok(tokio::spawn(async move {
+        let Err(error) = http::serve(listener, answers).await;
+        tracing::error!(%address, %error, "cannot answer a health check of load balancers");
+    }))
 }
 
 impl Answers for Told {

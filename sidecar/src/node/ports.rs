@@ -8,6 +8,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use selection::{Destination, Family, Path, Protocol, ServiceName, ServicePort, Symbol, Table};
 use tokio::task::yield_now;
+use watcher::kubernetes::{Notice, Notices};
 
 use crate::tcp::{Entrance, NodePort, Opened, Opener};
 
@@ -40,12 +41,18 @@ pub(super) struct Ports {
     at: Vec<IpAddr>,
     inside: Arc<[IpNet]>,
     opener: Opener,
+    notices: Option<Notices>,
     doors: HashMap<SocketAddr, Door>,
 }
 
 impl Ports {
-    pub(super) fn new(at: Vec<IpAddr>, inside: Arc<[IpNet]>, opener: Opener) -> Self {
-        Self { at, inside, opener, doors: HashMap::new() }
+    pub(super) fn new(
+        at: Vec<IpAddr>,
+        inside: Arc<[IpNet]>,
+        opener: Opener,
+        notices: Option<Notices>,
+    ) -> Self {
+        Self { at, inside, opener, notices, doors: HashMap::new() }
     }
 
     /// Makes the listeners those of `next`, which follows `known`.
@@ -133,10 +140,16 @@ impl Ports {
             }
             Err(error) => {
                 if !was_lacking {
-                    tracing::warn!(
+                    let note = format!(
                         "{error}; clients of this node port meet that program, and it is tried again every {} s",
                         super::RETRY.as_secs()
                     );
+                    tracing::warn!("{note}");
+                    let (service, reason) = (need.service, "NodePortTaken");
+                    let notice = Notice { service, reason, action: "Listen", note };
+                    if let Some(notices) = &self.notices {
+                        notices.tell(notice);
+                    }
                 }
                 Door::Lacking
             }
