@@ -1,4 +1,5 @@
-//! What the kubelet and Prometheus ask: `/livez`, `/readyz`, `/metrics`, and nothing else.
+//! What the kubelet and Prometheus ask: `/livez`, `/readyz`, `/metrics`, and nothing else; on a node also `/healthz`, which
+//! load balancers ask, as kube-proxy answers it.
 //! Readiness tells whether connections are served. A source that broke later never takes it back: the last good
 //! table serves on.
 
@@ -6,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use hyper::StatusCode;
+use selection::Family;
+use serde_json::json;
 use watcher::{Status, Watch};
 
 use crate::http::{Answer, Answers, Asked};
@@ -38,6 +41,8 @@ pub struct Health {
     pub draining: Draining,
     /// Connections are served before there is a table, by others.
     pub is_ready_without_table: bool,
+    /// The families in which node ports are served; none unless this is `remora node`.
+    pub node: Vec<Family>,
 }
 
 impl Answers for Health {
@@ -50,12 +55,36 @@ impl Answers for Health {
                 Ok(body) => Answer { media: metrics::MEDIA, ..Answer::json(body) },
                 Err(error) => Answer::text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
             },
+            "/healthz" if !self.node.is_empty() => self.eligibility(),
             _ => Answer::text(StatusCode::NOT_FOUND, "only /livez, /readyz and /metrics are here"),
         }
     }
 }
 
 impl Health {
+    /// What kube-proxy answers on its port 10256 (pkg/proxy/healthcheck): 503 once load balancers are to leave this
+    /// node, be it the node or this process that goes.
+    fn eligibility(&self) -> Answer {
+        let status = self.watch.status();
+        let now = jiff::Timestamp::now();
+        // That the source broke takes nothing away: the last table serves on.
+        let is_healthy = status.synced;
+        let is_eligible = !status.is_node_ineligible && !self.draining.has_begun();
+        let updated = now - status.age.unwrap_or_default();
+        let families = self.node.iter().map(|family| {
+            (family.to_string(), json!({"lastUpdated": updated.to_string(), "healthy": is_healthy}))
+        });
+        let body = json!({
+            "lastUpdated": if is_healthy && is_eligible { now } else { updated }.to_string(),
+            "currentTime": now.to_string(),
+            "nodeEligible": is_eligible,
+            "healthy": is_healthy,
+            "status": families.collect::<serde_json::Map<_, _>>(),
+        });
+        let code = if is_healthy && is_eligible { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        Answer { status: code, ..Answer::json(body.to_string()) }
+    }
+
     fn readiness(&self) -> Answer {
         let unready = |why: String| Answer::text(StatusCode::SERVICE_UNAVAILABLE, why);
         if self.draining.has_begun() {

@@ -51,7 +51,13 @@ async fn serve(config: Hub) -> Result<(), Error> {
         let metrics = Metrics::new(watch.clone(), Arc::clone(&traffic), Vec::new(), origin);
         let metrics = metrics.with_feed(feed.counts());
         let draining = Draining::default();
-        let answers = Health { watch: watch.clone(), metrics, draining, is_ready_without_table: false };
+        let answers = Health {
+            watch: watch.clone(),
+            metrics,
+            draining,
+            is_ready_without_table: false,
+            node: Vec::new(),
+        };
         tokio::spawn(http::serve(listener, Arc::new(answers)));
     }
     if let Some(listener) = admin {

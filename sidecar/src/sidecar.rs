@@ -17,7 +17,7 @@ use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{ListenFds, RunArgs, Server, ShutdownWatch};
 use pingora_core::services::Service;
 use rustix::process::Resource;
-use selection::{Seed, ServiceName};
+use selection::{Family, Seed, ServiceName};
 use tokio::sync::watch;
 use watcher::kubernetes::Notices;
 use watcher::{Scope, Source, Watch};
@@ -181,7 +181,9 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
         };
         // Captured connections are served from the start: by the node until the first table is here.
         let is_ready_without_table = config.capture && listens.is_empty();
-        let answers = Health { watch: watch.clone(), metrics, draining, is_ready_without_table };
+        let node = [Family::V4, Family::V6].into_iter();
+        let node = node.filter(|family| node_at.iter().any(|ip| Family::of(ip) == *family)).collect();
+        let answers = Health { watch: watch.clone(), metrics, draining, is_ready_without_table, node };
         server.add_service(Control::new("health", listener, answers, &asked));
     }
     if let Some(listener) = admin {

@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::events::v1::Event;
 use kube::Api;
-use kube::api::{DeleteParams, ListParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use rustix::io::Errno;
-use serde_json::json;
+use serde_json::{Value, json};
 use tests::{Cluster, Host, Namespace, Pod, SOON, Sidecar, World, load, wait_until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -20,6 +21,7 @@ tests::tests! {
     under_policy_local_clients_outside_are_not_answered_by_a_node_without_endpoints,
     a_client_with_affinity_stays_with_its_endpoint_at_a_node_port,
     a_health_check_answers_as_that_of_kube_proxy_does,
+    load_balancers_are_told_of_a_node_that_is_about_to_go_as_kube_proxy_tells_them,
     a_port_that_somebody_else_has_is_counted_and_served_once_it_is_free,
     open_connections_outlive_their_node_port,
 }
@@ -218,6 +220,44 @@ async fn a_health_check_answers_as_that_of_kube_proxy_does(world: World) {
     namespace.patch_service("web", json!({"spec": {"externalTrafficPolicy": "Cluster"}})).await;
     let refused = |met: &Result<String, Option<Errno>>| *met == Err(Some(Errno::CONNREFUSED));
     wait_met(&node, SocketAddr::new(node.host.ip4().into(), port), "the check is gone", refused).await;
+}
+
+async fn load_balancers_are_told_of_a_node_that_is_about_to_go_as_kube_proxy_tells_them(world: World) {
+    let cluster = Cluster::shared().await;
+    let [_, kube_proxy] = cluster.nodes().await;
+    let ours = Sidecar::node(&world, &cluster.kubeconfig(), "node-b", &[]).await;
+    let nodes = Api::<Node>::all(cluster.client().await);
+    let taint = json!([{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]);
+    for (taints, code) in [(json!(null), 200), (taint, 503), (json!(null), 200)] {
+        let patch = Patch::Merge(json!({"spec": {"taints": taints}}));
+        nodes.patch("node-b", &PatchParams::default(), &patch).await.expect("the node is changed");
+        let mut said = [json!(null), json!(null)];
+        wait_until(SOON, &format!("both say {code}"), async || {
+            let ask = [(ours.host.ip4(), 64104), (kube_proxy.host.ip4(), 10256)];
+            for (said, server) in said.iter_mut().zip(ask) {
+                *said = match tests::ask::get(server.into(), "/healthz").await {
+                    Ok((is, body)) if is == code => serde_json::from_str(&body).expect("JSON"),
+                    other => return Err(format!("{server:?}: {other:?}")),
+                };
+            }
+            Ok(())
+        })
+        .await;
+        // Times aside, the answers are the same.
+        let [ours, theirs] = said.map(without_times);
+        assert_eq!(ours, theirs);
+    }
+}
+
+fn without_times(mut said: Value) -> Value {
+    for field in ["lastUpdated", "currentTime"] {
+        said[field].as_str().and_then(|time| time.parse::<jiff::Timestamp>().ok()).expect("a time");
+        said[field] = json!("");
+    }
+    for family in ["IPv4", "IPv6"] {
+        said["status"][family]["lastUpdated"] = json!("");
+    }
+    said
 }
 
 /// The answers of two servers to an odd request, as lines, once both have this in them.

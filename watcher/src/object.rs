@@ -25,6 +25,8 @@ pub enum Object {
         name: Symbol,
         /// The label `topology.kubernetes.io/zone`.
         zone: Option<Symbol>,
+        /// It is neither deleted nor about to be: load balancers may send connections to it (KEP-3836).
+        is_eligible: bool,
     },
     /// An object of another kind: none of our business.
     Other,
@@ -194,9 +196,20 @@ impl<'v> Metadata<'v> {
     }
 }
 
+/// What the cluster autoscaler puts on a node before it takes it away.
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
+
 fn node(root: &Field<'_, '_>) -> Result<Object, Warning> {
     let metadata = root.get("metadata");
     let name = metadata.get("name").required_text()?.into();
     let zone = metadata.get("labels").get("topology.kubernetes.io/zone").text()?;
-    Ok(Object::Node { name, zone: zone.filter(|zone| !zone.is_empty()).map(Symbol::from) })
+    let zone = zone.filter(|zone| !zone.is_empty()).map(Symbol::from);
+    let spec = root.get("spec");
+    let taints = spec.get("taints");
+    let is_tainted = taints.items()?.into_iter().any(|taint| {
+        let key = taint.get("key").text();
+        key.is_ok_and(|key| key == Some(TO_BE_DELETED))
+    });
+    let is_eligible = metadata.get("deletionTimestamp").text()?.is_none() && !is_tainted;
+    Ok(Object::Node { name, zone, is_eligible })
 }

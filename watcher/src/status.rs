@@ -21,6 +21,8 @@ pub struct Status {
     pub services: usize,
     /// How many EndpointSlices are known.
     pub slices: usize,
+    /// Our own Node, as far as it is followed, is deleted or about to be: load balancers are to leave it.
+    pub is_node_ineligible: bool,
     /// Streams that are broken at the moment, each with the reason.
     pub broken: Vec<(Stream, Loss)>,
     /// Changes of objects and broken streams.

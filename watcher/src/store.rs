@@ -141,6 +141,7 @@ impl Store {
                     self.dirty.extend(self.services.keys().cloned());
                 }
             }
+            Event::Eligible(_) => {}
             Event::Lost(stream, loss) => {
                 self.counts.lose(loss);
                 let progress = self.streams.entry(stream).or_default();

@@ -258,6 +258,7 @@ impl Control {
             Event::Applied(_) | Event::Patched { .. } | Event::Gone(..) | Event::Zone(_) => {
                 self.since.push(at)
             }
+            Event::Eligible(is_eligible) => lock(&self.shared).status.is_node_ineligible = !is_eligible,
             Event::ListBegins(_)
             | Event::ListEnds(_)
             | Event::Unreadable(_)

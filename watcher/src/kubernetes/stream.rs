@@ -26,7 +26,7 @@ use super::failure::Failure;
 use super::outage::Outage;
 use super::request::{self, WATCH_SECONDS};
 use crate::object::{self, Object, Reading};
-use crate::store::{Event, Key, Loss, Stream};
+use crate::store::{Event, Key, Kind, Loss, Stream};
 use crate::watch::{Events, Report};
 
 /// The server closes a watch after [`WATCH_SECONDS`]; one that has said nothing for longer is dead.
@@ -297,7 +297,10 @@ impl Follower {
         self.note_mistakes(object, &read);
         let event = match read {
             Ok(Reading { object: Object::Item(item), .. }) => Event::Applied(item),
-            Ok(Reading { object: Object::Node { zone, .. }, .. }) => Event::Zone(zone),
+            Ok(Reading { object: Object::Node { zone, is_eligible, .. }, .. }) => {
+                self.events.send(Event::Eligible(is_eligible)).await;
+                Event::Zone(zone)
+            }
             Ok(Reading { object: Object::Other, .. }) => return,
             Err(object::Error { key: Some(key), .. }) => Event::Unreadable(key),
             Err(object::Error { key: None, .. }) => return,
@@ -309,6 +312,9 @@ impl Follower {
         // A Node that is gone leaves its zone: the machine stands where it stood.
         if let Some(key) = object::key(self.stream.kind, object) {
             self.mistakes.remove(&key);
+            if self.stream.kind == Kind::Node {
+                self.events.send(Event::Eligible(false)).await;
+            }
             self.events.send(Event::Gone(self.stream.clone(), key)).await;
         }
     }

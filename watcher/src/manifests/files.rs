@@ -51,7 +51,7 @@ impl Files {
         for object in contents.objects {
             match object {
                 Object::Item(item) => file.items.push(Arc::new(item)),
-                Object::Node { name, zone } => file.nodes.push((name, zone)),
+                Object::Node { name, zone, .. } => file.nodes.push((name, zone)),
                 Object::Other => {}
             }
         }

@@ -39,6 +39,8 @@ pub enum Event {
     Release,
     /// The zone of our own node.
     Zone(Option<Symbol>),
+    /// Whether load balancers may send connections to our own node; a store has no use for it.
+    Eligible(bool),
     /// The stream broke; what is known stays, and may be old.
     Lost(Stream, Loss),
     /// Everything that happened in the stream until this moment has been told.
