@@ -212,6 +212,12 @@ pub enum Error {
          the cluster's Services only, such as 10.96.0.0/12"
     )]
     NoServices(IpNet),
+    /// Node ports are not handed over.
+    #[error(
+        "--handover is not for remora node, whose listeners come and go; leave it away: a successor has the node ports as \
+         soon as this process drains"
+    )]
+    HandoverOfNode,
     /// Not an address of this node.
     #[error("--node-ips {0:?} is not an IP address; write it as 192.168.1.10")]
     NodeIp(String),
@@ -266,6 +272,9 @@ impl Sidecar {
     /// # Errors
     /// The first thing that is wrong.
     pub fn node(typed: NodeArguments, in_pod: bool) -> Result<Self, Error> {
+        if typed.serving.handover.as_ref().is_some_and(|path| !path.as_os_str().is_empty()) {
+            return Err(Error::HandoverOfNode);
+        }
         let ip = |text: &String| text.trim().parse().map_err(|_| Error::NodeIp(text.clone()));
         let node = NodePorts {
             at: node::Which::parse(given(&typed.nodeport_addresses)).map_err(Error::NodePortAddresses)?,

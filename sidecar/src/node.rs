@@ -14,7 +14,7 @@ mod ports;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use selection::Table;
@@ -30,8 +30,10 @@ use crate::tcp::Opener;
 use checks::Checks;
 use ports::Ports;
 
-/// A port that somebody else has is asked for again this often.
+/// A port that another program has is asked for again this often.
 const RETRY: Duration = Duration::from_secs(5);
+/// A listener of ours that nobody needs any more has closed by then, on a busy machine.
+const CLOSING: Duration = Duration::from_secs(1);
 
 /// What a node's ports are doing.
 #[derive(Debug, Default)]
@@ -46,6 +48,38 @@ pub struct Counts {
     pub checks: AtomicUsize,
     /// Those that cannot be had.
     pub checks_lacking: AtomicUsize,
+}
+
+/// A port that somebody has: perhaps a listener of ours that closes, else another program.
+#[derive(Clone, Debug)]
+struct Lacking {
+    since: Instant,
+    is_told: bool,
+}
+
+impl Default for Lacking {
+    fn default() -> Self {
+        Self { since: Instant::now(), is_told: false }
+    }
+}
+
+impl Lacking {
+    /// It cannot be had still; whether that is to be told now, which it is once.
+    fn is_to_be_told(&mut self) -> bool {
+        let is_due = !self.is_told && self.since.elapsed() >= CLOSING;
+        self.is_told |= is_due;
+        is_due
+    }
+
+    /// People know.
+    fn is_told(&self) -> bool {
+        self.is_told
+    }
+
+    /// When to ask again.
+    fn retry_after(&self) -> Duration {
+        if self.is_told { RETRY } else { CLOSING / 20 }
+    }
 }
 
 /// Node ports to be served.
@@ -85,14 +119,14 @@ impl Node {
         let mut checks = Checks::new(self.at, draining, notices);
         let mut known = Arc::new(Table::default());
         loop {
-            let is_lacking = ports.lacking() > 0 || checks.lacking() > 0;
+            let retry_after = [ports.retry_after(), checks.retry_after()].into_iter().flatten().min();
             tokio::select! {
                 table = tables.reaches(|table| table.version() > known.version()) => {
                     ports.follow(&known, &table).await;
                     checks.follow(&known, &table);
                     known = table;
                 }
-                () = sleep(RETRY), if is_lacking => {
+                () = sleep(retry_after.unwrap_or_default()), if retry_after.is_some() => {
                     ports.retry(&known);
                     checks.retry();
                 }

@@ -24,12 +24,12 @@ mod worker;
 
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
-use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use selection::{Seed, ServiceName, Symbol};
+use selection::{Seed, ServiceName};
 use tokio::sync::{mpsc, oneshot, watch};
 use watcher::Tables;
 
@@ -67,10 +67,6 @@ pub enum Entrance {
 pub struct NodePort {
     /// The address. Whose it is, the table knows by its port.
     pub address: SocketAddr,
-    /// Under which Service connections are counted.
-    pub service: ServiceName,
-    /// Under which of its ports, by name or by number.
-    pub port: Symbol,
     /// Clients that are of the cluster, this node among them.
     pub inside: Arc<[IpNet]>,
 }
@@ -79,7 +75,8 @@ pub struct NodePort {
 /// connections that are open stay so.
 #[derive(Debug)]
 pub struct Opened {
-    sockets: Vec<Arc<std::net::TcpListener>>,
+    /// Those that are not closed yet; the data threads have them.
+    sockets: Vec<Weak<std::net::TcpListener>>,
     _open: watch::Sender<()>,
 }
 
@@ -230,7 +227,7 @@ impl std::fmt::Display for Entrance {
         match self {
             Self::Listen(listen) => listen.service.fmt(f),
             Self::Capture(_) => f.write_str("--capture"),
-            Self::Node(node) => write!(f, "the node port of {}", node.service),
+            Self::Node(_) => f.write_str("a node port"),
         }
     }
 }
@@ -303,15 +300,15 @@ impl Opener {
     /// If the address cannot be had, and what to do about it.
     pub fn open(&self, entrance: &Entrance) -> Result<Opened, Error> {
         let (entrance, sockets) = listener::open(entrance, self.0.len(), Vec::new())?;
-        let sockets: Vec<_> = sockets.into_iter().map(Arc::new).collect();
         let (open, is_open) = watch::channel(());
-        for (worker, listener) in self.0.iter().zip(&sockets) {
-            let opening =
-                Opening { entrance: entrance.clone(), listener: Arc::clone(listener), open: is_open.clone() };
-            // A thread that ends takes no connections; who waits is reset with the sockets.
-            let _ = worker.send(opening);
+        let mut opened = Opened { sockets: Vec::with_capacity(sockets.len()), _open: open };
+        for (worker, listener) in self.0.iter().zip(sockets) {
+            let listener = Arc::new(listener);
+            opened.sockets.push(Arc::downgrade(&listener));
+            // A thread that drains takes no more connections, and closes it at once.
+            let _ = worker.send(Opening { entrance: entrance.clone(), listener, open: is_open.clone() });
         }
-        Ok(Opened { sockets, _open: open })
+        Ok(opened)
     }
 }
 
@@ -322,7 +319,8 @@ impl Opened {
     /// # Errors
     /// If the kernel refuses.
     pub fn admit(&self, ranges: Option<&[IpNet]>) -> std::io::Result<()> {
-        self.sockets.iter().try_for_each(|socket| guard::admit(socket, ranges))
+        let mut sockets = self.sockets.iter().filter_map(Weak::upgrade);
+        sockets.try_for_each(|socket| guard::admit(&socket, ranges))
     }
 }
 

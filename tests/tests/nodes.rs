@@ -23,6 +23,7 @@ tests::tests! {
     a_health_check_answers_as_that_of_kube_proxy_does,
     load_balancers_are_told_of_a_node_that_is_about_to_go_as_kube_proxy_tells_them,
     a_port_that_somebody_else_has_is_counted_and_served_once_it_is_free,
+    a_node_port_goes_from_one_service_to_another,
     open_connections_outlive_their_node_port,
 }
 
@@ -321,9 +322,12 @@ async fn a_port_that_somebody_else_has_is_counted_and_served_once_it_is_free(wor
         other => Err(format!("{other:?}; {}", second.state())),
     })
     .await;
-    let log = std::fs::read_to_string(world.folder().join("second.log")).expect("its log");
-    assert!(log.contains(&format!("cannot listen on {v4}")), "{log}");
-    assert!(log.contains("another program holds this port"), "{log}");
+    let told = [format!("cannot listen on {v4}"), "another program holds this port".to_owned()];
+    wait_until(SOON, "its log tells", async || {
+        let log = std::fs::read_to_string(world.folder().join("second.log")).unwrap_or_default();
+        if told.iter().all(|told| log.contains(told)) { Ok(()) } else { Err(log) }
+    })
+    .await;
     wait_until(SOON, "people are told", async || {
         let events = Api::<Event>::namespaced(namespace.client.clone(), &namespace.name);
         let events = events.list(&ListParams::default()).await.map_err(|error| error.to_string())?.items;
@@ -337,6 +341,29 @@ async fn a_port_that_somebody_else_has_is_counted_and_served_once_it_is_free(wor
     other.program.kill();
     states("remora_node_ports{state=\"lacking\"} 0").await;
     wait_met(&other, v4, "the second serves", Result::is_ok).await;
+}
+
+async fn a_node_port_goes_from_one_service_to_another(world: World) {
+    let namespace = Namespace::new(Cluster::shared().await).await;
+    let node = Sidecar::node(&world, &namespace.cluster.kubeconfig(), "node-a", &[]).await;
+    let _pods = [
+        Pod::ready(&world, &namespace, "web", "web-0", "node-b").await,
+        Pod::ready(&world, &namespace, "db", "db-0", "node-b").await,
+    ];
+    let port = node_port(&namespace, json!({})).await;
+    let [v4, _] = at(&node, port);
+    for (before, next) in [("web", "db"), ("db", "web")] {
+        wait_met(&node, v4, before, |met| met.as_ref().is_ok_and(|name| name.starts_with(before))).await;
+        namespace.services().delete(before, &DeleteParams::default()).await.expect("the Service is deleted");
+        let ports = json!([{"name": "web", "port": 80, "targetPort": "web", "nodePort": port}]);
+        namespace.service(next, json!({"type": "NodePort", "ports": ports})).await;
+    }
+    wait_met(&node, v4, "web again", |met| met.as_ref().is_ok_and(|name| name.starts_with("web"))).await;
+    let (_, metrics) = node.get("/metrics").await.expect("metrics");
+    assert!(metrics.contains("remora_node_ports{state=\"lacking\"} 0"), "{metrics}");
+    let log =
+        std::fs::read_to_string(world.folder().join(format!("{}.log", node.host.name()))).expect("its log");
+    assert!(!log.contains("another program"), "{log}");
 }
 
 async fn open_connections_outlive_their_node_port(world: World) {

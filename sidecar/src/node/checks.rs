@@ -6,12 +6,14 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::Duration;
 
 use hyper::StatusCode;
 use selection::{Family, ServiceName, ServicePort, Table};
 use tokio::task::JoinHandle;
 use watcher::kubernetes::{Notice, Notices};
 
+use super::Lacking;
 use crate::handover::Inherited;
 use crate::health::Draining;
 use crate::http::{self, Answer, Answers, Asked, JSON};
@@ -24,10 +26,15 @@ pub(super) struct Checks {
     servers: HashMap<SocketAddr, Server>,
 }
 
-/// One server, or none yet if somebody else has its port.
+/// One server.
 struct Server {
     told: Arc<Told>,
-    task: Option<JoinHandle<()>>,
+    state: State,
+}
+
+enum State {
+    Answers(JoinHandle<()>),
+    Lacking(Lacking),
 }
 
 /// What one server tells.
@@ -57,23 +64,26 @@ impl Checks {
         }
     }
 
-    /// Asks again for what somebody else had.
+    /// Asks again for what could not be had.
     pub(super) fn retry(&mut self) {
         for (address, server) in &mut self.servers {
-            if server.task.is_none() {
-                server.task = start(*address, &server.told).ok();
-            }
+            server.start(*address, self.notices.as_ref());
         }
+    }
+
+    /// When to ask again for what could not be had.
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        self.servers.values().filter_map(|server| server.lacking().map(Lacking::retry_after)).min()
     }
 
     /// Servers that answer.
     pub(super) fn open(&self) -> usize {
-        self.servers.values().filter(|server| server.task.is_some()).count()
+        self.servers.len() - self.lacking()
     }
 
     /// Servers whose port somebody else has.
     pub(super) fn lacking(&self) -> usize {
-        self.servers.len() - self.open()
+        self.servers.values().filter(|server| server.lacking().is_some()).count()
     }
 
     fn addresses(&self, (family, number): (Family, u16)) -> Vec<SocketAddr> {
@@ -95,28 +105,40 @@ impl Checks {
             local_ready: AtomicU32::new(port.local_ready),
             draining: self.draining.clone(),
         });
-        let task = start(address, &told);
-        if let Err(error) = &task {
-            let service = told.service.clone();
-            let note = format!(
-                "cannot answer the health check of load balancers at {address}: {}; they take this node for unable: stop \
-                 whoever has the port",
-                error.source
-            );
-            tracing::warn!(%service, "{note}");
-            if let Some(notices) = &self.notices {
-                let reason = "FailedToStartServiceHealthcheck";
-                notices.tell(Notice { service, reason, action: "Listen", note });
-            }
+        let mut server = Server { told, state: State::Lacking(Lacking::default()) };
+        server.start(address, self.notices.as_ref());
+        self.servers.insert(address, server);
+    }
+}
+
+impl Server {
+    fn lacking(&self) -> Option<&Lacking> {
+        match &self.state {
+            State::Lacking(lacking) => Some(lacking),
+            State::Answers(_) => None,
         }
-        let task = task.ok();
-        self.servers.insert(address, Server { told, task });
+    }
+
+    /// Begins to answer, unless it does.
+    fn start(&mut self, address: SocketAddr, notices: Option<&Notices>) {
+        let State::Lacking(lacking) = &mut self.state else { return };
+        match http::bind("health-check", address, &mut Inherited::default()) {
+            Ok(listener) => {
+                let answers = Arc::clone(&self.told);
+                self.state = State::Answers(tokio::spawn(async move {
+                    let Err(error) = http::serve(listener, answers).await;
+                    tracing::error!(%address, %error, "cannot answer a health check of load balancers");
+                }));
+            }
+            Err(error) if lacking.is_to_be_told() => self.told.tell(address, &error.source, notices),
+            Err(_) => {}
+        }
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if let Some(task) = &self.task {
+        if let State::Answers(task) = &self.state {
             task.abort();
         }
     }
@@ -130,13 +152,19 @@ fn checked<'a>(
     checked.map(|port| ((port.id.family, port.health_check_node_port), port))
 }
 
-fn start(address: SocketAddr, told: &Arc<Told>) -> Result<JoinHandle<()>, http::Error> {
-    let listener = http::bind("health-check", address, &mut Inherited::default())?;
-    let answers = Arc::clone(told);
-    Ok(tokio::spawn(async move {
-        let Err(error) = http::serve(listener, answers).await;
-        tracing::error!(%address, %error, "cannot answer a health check of load balancers");
-    }))
+impl Told {
+    fn tell(&self, address: SocketAddr, error: &std::io::Error, notices: Option<&Notices>) {
+        let service = self.service.clone();
+        let note = format!(
+            "cannot answer the health check of load balancers at {address}: {error}; they take this node for unable: stop \
+             whoever has the port"
+        );
+        tracing::warn!(%service, "{note}");
+        if let Some(notices) = notices {
+            let reason = "FailedToStartServiceHealthcheck";
+            notices.tell(Notice { service, reason, action: "Listen", note });
+        }
+    }
 }
 
 impl Answers for Told {

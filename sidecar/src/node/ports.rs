@@ -4,13 +4,15 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
-use selection::{Destination, Family, Path, Protocol, ServiceName, ServicePort, Symbol, Table};
+use selection::{Destination, Family, Path, Protocol, ServiceName, Table};
 use tokio::task::yield_now;
 use watcher::kubernetes::{Notice, Notices};
 
-use crate::tcp::{Entrance, NodePort, Opened, Opener};
+use super::{Lacking, RETRY};
+use crate::tcp::{self, Entrance, NodePort, Opened, Opener};
 
 /// So many listeners are opened in a row before others get their turn.
 const TURN: usize = 64;
@@ -21,8 +23,8 @@ type Number = (Family, u16);
 /// What a node port needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Need {
+    /// Whose it is.
     service: ServiceName,
-    port: Symbol,
     /// Only clients inside of the cluster can be served; others are to find nobody, rather than to be refused, so that
     /// they look at another node.
     is_guarded: bool,
@@ -32,8 +34,7 @@ struct Need {
 #[derive(Debug)]
 enum Door {
     Open(Opened, Need),
-    /// Somebody else has it.
-    Lacking,
+    Lacking(Lacking),
 }
 
 /// See the module.
@@ -68,12 +69,21 @@ impl Ports {
         }
     }
 
-    /// Asks again for what somebody else had.
+    /// Asks again for what could not be had.
     pub(super) fn retry(&mut self, table: &Table) {
-        let lacking = self.doors.iter().filter(|(_, door)| matches!(door, Door::Lacking));
+        let lacking = self.doors.iter().filter(|(_, door)| matches!(door, Door::Lacking(_)));
         for address in lacking.map(|(address, _)| *address).collect::<Vec<_>>() {
             self.settle(address, need(table, Family::of(&address.ip()), address.port()));
         }
+    }
+
+    /// When to ask again for what could not be had.
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        let after = |door: &Door| match door {
+            Door::Lacking(lacking) => Some(lacking.retry_after()),
+            Door::Open(..) => None,
+        };
+        self.doors.values().filter_map(after).min()
     }
 
     /// Listeners that are open.
@@ -88,7 +98,7 @@ impl Ports {
 
     /// Listeners that cannot be had.
     pub(super) fn lacking(&self) -> usize {
-        self.count(|door| matches!(door, Door::Lacking))
+        self.count(|door| matches!(door, Door::Lacking(_)))
     }
 
     fn count(&self, is_it: impl Fn(&Door) -> bool) -> usize {
@@ -107,54 +117,46 @@ impl Ports {
             self.doors.remove(&address);
             return;
         };
-        match self.doors.get_mut(&address) {
-            Some(Door::Open(_, had)) if *had == need => {}
-            Some(Door::Open(opened, had)) if (&had.service, &had.port) == (&need.service, &need.port) => {
-                guard(opened, &need, &self.inside);
+        let lacking = match self.doors.get_mut(&address) {
+            Some(Door::Open(opened, had)) => {
+                if had.is_guarded != need.is_guarded {
+                    guard(opened, &need, &self.inside);
+                }
                 *had = need;
+                return;
             }
-            // Another Service has the port: who waits there still meets the one that had it.
-            Some(Door::Open(..)) => {
-                self.doors.remove(&address);
-                self.open_door(address, need, false);
-            }
-            Some(Door::Lacking) => self.open_door(address, need, true),
-            None => self.open_door(address, need, false),
-        }
-    }
-
-    fn open_door(&mut self, address: SocketAddr, need: Need, was_lacking: bool) {
-        let entrance = Entrance::Node(NodePort {
-            address,
-            service: need.service.clone(),
-            port: need.port.clone(),
-            inside: Arc::clone(&self.inside),
-        });
+            Some(Door::Lacking(lacking)) => Some(lacking.clone()),
+            None => None,
+        };
+        let entrance = Entrance::Node(NodePort { address, inside: Arc::clone(&self.inside) });
         let door = match self.opener.open(&entrance) {
             Ok(opened) => {
                 guard(&opened, &need, &self.inside);
-                if was_lacking {
+                if lacking.is_some_and(|lacking| lacking.is_told()) {
                     tracing::info!(%address, service = %need.service, "the node port is free again: serving");
                 }
                 Door::Open(opened, need)
             }
             Err(error) => {
-                if !was_lacking {
-                    let note = format!(
-                        "{error}; clients of this node port meet that program, and it is tried again every {} s",
-                        super::RETRY.as_secs()
-                    );
-                    tracing::warn!("{note}");
-                    let (service, reason) = (need.service, "NodePortTaken");
-                    let notice = Notice { service, reason, action: "Listen", note };
-                    if let Some(notices) = &self.notices {
-                        notices.tell(notice);
-                    }
+                let mut lacking = lacking.unwrap_or_default();
+                if lacking.is_to_be_told() {
+                    self.tell(need.service, &error);
                 }
-                Door::Lacking
+                Door::Lacking(lacking)
             }
         };
         self.doors.insert(address, door);
+    }
+
+    fn tell(&self, service: ServiceName, error: &tcp::Error) {
+        let note = format!(
+            "{error}; clients of the node port of {service} meet that program, and it is tried again every {} s",
+            RETRY.as_secs()
+        );
+        tracing::warn!("{note}");
+        if let Some(notices) = &self.notices {
+            notices.tell(Notice { service, reason: "NodePortTaken", action: "Listen", note });
+        }
     }
 }
 
@@ -183,10 +185,5 @@ fn need(table: &Table, family: Family, number: u16) -> Option<Need> {
     if path != Path::NodePort || (is_guarded && port.cluster.members.is_empty()) {
         return None;
     }
-    Some(Need { service: port.id.service.clone(), port: label(port), is_guarded })
-}
-
-/// The name of a port, or its number.
-fn label(port: &ServicePort) -> Symbol {
-    if port.id.port.is_empty() { port.port.to_string().into() } else { port.id.port.clone() }
+    Some(Need { service: port.id.service.clone(), is_guarded })
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
-use selection::{Destination, Family, Path, PortId, Protocol, ServicePort, Table};
+use selection::{Destination, Family, Path, PortId, Protocol, ServiceName, ServicePort, Symbol, Table};
 use tokio::io::unix::AsyncFd;
 
 use super::Entrance;
@@ -29,6 +29,8 @@ pub(super) struct Door {
     pub(super) family: Family,
     /// Of what has no Service port: connections that could not be taken, captured ones that pass.
     pub(super) ledger: Rc<Ledger>,
+    /// Where connections are counted whose Service port the table tells.
+    ledgers: Rc<Ledgers>,
     means: Means,
     /// When it was last said that descriptors are lacking.
     warned: Cell<Option<Instant>>,
@@ -37,21 +39,21 @@ pub(super) struct Door {
 /// What whoever comes in wants.
 #[derive(Debug)]
 enum Means {
-    /// The Service of the ledger.
-    Service,
-    /// Whatever address they dialled.
-    Dialled(Captures),
+    /// This port of this Service.
+    Service(ServiceName, Symbol),
+    /// Whatever address they dialled; this is the listener's own, which nobody has reason to dial.
+    Dialled(SocketAddr),
     /// Whoever has this port of the node; these clients are of the cluster.
     Node(u16, Arc<[IpNet]>),
 }
 
+/// Where one thread counts, as many as there are Service ports that its clients got to. Doors come and go, this stays.
 #[derive(Debug)]
-struct Captures {
-    /// The listener's own address, which nobody has reason to dial.
-    own: SocketAddr,
+pub(super) struct Ledgers {
     traffic: Arc<Traffic>,
-    /// As many as there are Service ports that were dialled.
-    ledgers: RefCell<HashMap<PortId, Rc<Ledger>>>,
+    /// Of what has no Service port.
+    others: RefCell<Option<Rc<Ledger>>>,
+    ports: RefCell<HashMap<PortId, Rc<Ledger>>>,
 }
 
 /// Where the connections of one Service port are counted by one thread.
@@ -94,22 +96,20 @@ pub(super) enum Taken {
 
 impl Door {
     /// The door at `entrance`.
-    pub(super) fn new(entrance: &Entrance, traffic: &Arc<Traffic>) -> Self {
-        let (service, port, means) = match entrance {
+    pub(super) fn new(entrance: &Entrance, ledgers: &Rc<Ledgers>) -> Self {
+        let (ledger, means) = match entrance {
             Entrance::Listen(listen) => {
-                (Some(listen.service.clone()), listen.port.as_str().into(), Means::Service)
+                let (service, port) = (listen.service.clone(), Symbol::from(&*listen.port));
+                let label = Label { service: Some(service.clone()), port: port.clone() };
+                (Ledger::new(label, &ledgers.traffic), Means::Service(service, port))
             }
-            Entrance::Capture(own) => {
-                let (traffic, ledgers) = (Arc::clone(traffic), RefCell::default());
-                (None, "".into(), Means::Dialled(Captures { own: *own, traffic, ledgers }))
-            }
+            Entrance::Capture(own) => (ledgers.others(), Means::Dialled(*own)),
             Entrance::Node(node) => {
-                let means = Means::Node(node.address.port(), Arc::clone(&node.inside));
-                (Some(node.service.clone()), node.port.clone(), means)
+                (ledgers.others(), Means::Node(node.address.port(), Arc::clone(&node.inside)))
             }
         };
-        let ledger = Ledger::new(Label { service, port }, traffic);
-        Self { family: Family::of(&entrance.address().ip()), ledger, means, warned: Cell::new(None) }
+        let family = Family::of(&entrance.address().ip());
+        Self { family, ledger, ledgers: Rc::clone(ledgers), means, warned: Cell::new(None) }
     }
 
     /// There is no descriptor or memory for a connection: counts it, and says so from time to time.
@@ -128,7 +128,7 @@ impl Door {
     /// Where a connection that was taken here is to go.
     pub(super) fn wanted(&self, client: &Socket) -> Result<Wanted, Errno> {
         match self.means {
-            Means::Service | Means::Node(..) => Ok(Wanted::Service),
+            Means::Service(..) | Means::Node(..) => Ok(Wanted::Service),
             Means::Dialled(_) => client.own_address().map(Wanted::Address),
         }
     }
@@ -136,50 +136,63 @@ impl Door {
     /// `client` is a Pod or node of the cluster, as whoever is captured or dials a listener of ours is taken to be.
     pub(super) fn is_inside(&self, client: IpAddr) -> bool {
         match &self.means {
-            Means::Service | Means::Dialled(_) => true,
+            Means::Service(..) | Means::Dialled(_) => true,
             Means::Node(_, inside) => inside.iter().any(|range| range.contains(&client)),
         }
     }
 
     /// What `table` says of a connection to `wanted`.
     pub(super) fn find<'t>(&self, wanted: Wanted, table: &'t Table) -> Found<'t> {
-        match (wanted, &self.ledger.label.service, &self.means) {
-            (_, _, Means::Node(number, _)) => {
-                let node = Destination::node(self.family, *number, Protocol::Tcp);
-                table.at(&node).map_or(Found::Nothing, |(path, port)| Found::Port(path, port))
+        let found = match (&self.means, wanted) {
+            (Means::Service(service, port), _) => {
+                table.port(service, port, self.family).map(|port| (Path::ClusterIp, port))
             }
-            (Wanted::Address(address), _, Means::Dialled(captures)) => {
+            (Means::Node(number, _), _) => table.at(&Destination::node(self.family, *number, Protocol::Tcp)),
+            (Means::Dialled(own), Wanted::Address(address)) => {
                 match table.at(&Destination::new(address, Protocol::Tcp)) {
-                    Some((path, port)) => Found::Port(path, port),
                     // Relaying to itself would never end.
-                    None if address == captures.own => Found::Nothing,
-                    None => Found::Pass(address),
+                    None if address != *own => return Found::Pass(address),
+                    found => found,
                 }
             }
-            (_, Some(service), _) => match table.port(service, &self.ledger.label.port, self.family) {
-                Some(port) => Found::Port(Path::ClusterIp, port),
-                None => Found::Nothing,
-            },
-            _ => Found::Nothing,
-        }
+            (Means::Dialled(_), Wanted::Service) => None,
+        };
+        found.map_or(Found::Nothing, |(path, port)| Found::Port(path, port))
     }
 
-    /// Where a connection to `wanted` is counted. Only for captured ones does that take a look at `table`.
+    /// Where a connection to `wanted` is counted. Only where the address decides does that take a look at `table`.
     pub(super) fn ledger(&self, wanted: Wanted, table: &Table) -> Rc<Ledger> {
-        let Means::Dialled(captures) = &self.means else { return Rc::clone(&self.ledger) };
-        let Found::Port(_, port) = self.find(wanted, table) else { return Rc::clone(&self.ledger) };
-        let mut ledgers = captures.ledgers.borrow_mut();
-        if let Some(ledger) = ledgers.get(&port.id) {
+        match self.means {
+            Means::Dialled(_) | Means::Node(..) => match self.find(wanted, table) {
+                Found::Port(_, port) => self.ledgers.of(port),
+                Found::Pass(_) | Found::Nothing => Rc::clone(&self.ledger),
+            },
+            Means::Service(..) => Rc::clone(&self.ledger),
+        }
+    }
+}
+
+impl Ledgers {
+    pub(super) fn new(traffic: &Arc<Traffic>) -> Self {
+        Self { traffic: Arc::clone(traffic), others: RefCell::default(), ports: RefCell::default() }
+    }
+
+    /// The one of what has no Service port.
+    fn others(&self) -> Rc<Ledger> {
+        let new = || Ledger::new(Label { service: None, port: "".into() }, &self.traffic);
+        Rc::clone(self.others.borrow_mut().get_or_insert_with(new))
+    }
+
+    /// The one of `port`.
+    fn of(&self, port: &ServicePort) -> Rc<Ledger> {
+        let mut ports = self.ports.borrow_mut();
+        if let Some(ledger) = ports.get(&port.id) {
             return Rc::clone(ledger);
         }
-        let name = if port.id.port.is_empty() {
-            port.port.to_string().as_str().into()
-        } else {
-            port.id.port.clone()
-        };
+        let name = if port.id.port.is_empty() { port.port.to_string().into() } else { port.id.port.clone() };
         let label = Label { service: Some(port.id.service.clone()), port: name };
-        let ledger = Ledger::new(label, &captures.traffic);
-        ledgers.insert(port.id.clone(), Rc::clone(&ledger));
+        let ledger = Ledger::new(label, &self.traffic);
+        ports.insert(port.id.clone(), Rc::clone(&ledger));
         ledger
     }
 }

@@ -21,7 +21,7 @@ use watcher::{Reader, Tables};
 
 use super::account::{Account, End};
 use super::dial::{Dialled, dial};
-use super::door::{self, Door, Taken, Wanted, Watched, accept};
+use super::door::{self, Door, Ledgers, Taken, Wanted, Watched, accept};
 use super::pins::Pins;
 use super::relay::{Relay, Tools};
 use super::socket::{Socket, Spare};
@@ -106,10 +106,11 @@ async fn serve(plan: Plan, serving: impl FnOnce()) -> io::Result<usize> {
         empty: Notify::new(),
         tables,
     });
+    let ledgers = Rc::new(Ledgers::new(&traffic));
     // One ends with the stage, or when it is closed; a panic in it ends this door, not the others.
     let mut attending = JoinSet::new();
     let attend = |entrance: &Entrance, listener, open| {
-        let door = Rc::new(Door::new(entrance, &traffic));
+        let door = Rc::new(Door::new(entrance, &ledgers));
         let stage = stage.clone();
         io::Result::Ok(attend(Rc::clone(&worker), door, door::watch(listener)?, open, stage))
     };
@@ -130,6 +131,8 @@ async fn serve(plan: Plan, serving: impl FnOnce()) -> io::Result<usize> {
             _ = drains.wait_for(|stage| *stage != Stage::Serving) => break,
         }
     }
+    // What was to be opened stays closed: nobody would take its connections.
+    drop(openings);
     while attending.join_next().await.is_some() {}
     tokio::select! {
         () = worker.emptied() => {}

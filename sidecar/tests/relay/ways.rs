@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use selection::{Kind, Port, Protocol, Service};
+use sidecar::tcp::{Entrance, NodePort};
 use socket2::{Domain, Socket, Type};
 
 use crate::world::{World, endpoint, eventually, name, named, named_v6, patient, refusing, service};
@@ -56,7 +57,35 @@ fn a_node_port_that_is_opened_serves_and_one_that_is_closed_refuses_and_keeps_it
     first.read_exact(&mut echoed).unwrap();
     assert_eq!(&echoed, b"x");
     let served = world.traffic.snapshot().into_iter().map(|(label, counts)| (label.port, counts.opened > 0));
-    assert_eq!(served.collect::<Vec<_>>(), [("80".into(), false), ("http".into(), true)]);
+    assert_eq!(served.collect::<Vec<_>>(), [("".into(), false), ("80".into(), false), ("http".into(), true)]);
+}
+
+#[test]
+fn a_drain_closes_what_was_opened_and_opens_nothing_more() {
+    let world = World::new(&[]);
+    let (address, _opened) = world.open_node_port(V4, &[]);
+    world.publish(&on_nodes(address.port(), false), &[named(b'd')]);
+    let opener = world.opener();
+    let mut open = connect(address);
+    assert_eq!(name(&mut open), b'd');
+    std::thread::scope(|scope| {
+        let drained = scope.spawn(|| world.drain(Duration::from_secs(20)));
+        let refused = |what: &str, address: SocketAddr| {
+            eventually(what, || match TcpStream::connect(address) {
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),
+                other => Err(format!("{other:?}")),
+            });
+        };
+        refused("it is closed", address);
+        let entrance = Entrance::Node(NodePort { address, inside: [].into() });
+        let _again = opener.open(&entrance).unwrap();
+        refused("it is not opened again", address);
+        open.write_all(b"x").unwrap();
+        let mut echoed = [0];
+        open.read_exact(&mut echoed).unwrap();
+        drop(open);
+        assert_eq!(drained.join().unwrap().reset, 0);
+    });
 }
 
 #[test]

@@ -10,7 +10,7 @@ use selection::{
     Balance, Change, Fact, Family, Here, Kind, Port, Protocol, Service, ServiceName, Slice, SlicePort,
 };
 use sidecar::handover::Inherited;
-use sidecar::tcp::{self, Drained, Entrance, Listen, NodePort, Opened, Running, Settings};
+use sidecar::tcp::{self, Drained, Entrance, Listen, NodePort, Opened, Opener, Running, Settings};
 use sidecar::traffic::{Counts, Traffic};
 use socket2::{Domain, Socket, Type};
 use watcher::Tables;
@@ -59,9 +59,13 @@ impl World {
     pub(crate) fn open_node_port(&self, ip: IpAddr, inside: &[&str]) -> (SocketAddr, Opened) {
         let address = free(ip);
         let inside = inside.iter().map(|range| range.parse().unwrap()).collect();
-        let service = ServiceName::new("shop", "web");
-        let node = NodePort { address, service, port: "http".into(), inside };
+        let node = NodePort { address, inside };
         (address, self.running.opener().open(&Entrance::Node(node)).unwrap())
+    }
+
+    /// Who opens further ways in.
+    pub(crate) fn opener(&self) -> Opener {
+        self.running.opener()
     }
 
     /// Makes `endpoints` those of `service`, as a new table.
