@@ -18,6 +18,8 @@ pub mod inspect;
 pub mod kubernetes;
 #[cfg(feature = "manifests")]
 pub mod manifests;
+#[cfg(feature = "names")]
+mod names;
 #[cfg(feature = "objects")]
 pub mod object;
 #[cfg(test)]
@@ -34,6 +36,8 @@ mod watch;
 
 pub use histogram::{BOUNDS, Histogram};
 pub use inspect::Inspection;
+#[cfg(feature = "names")]
+pub use names::{CurrentNames, Named, NamedEndpoint, Names, NamesReader};
 #[cfg(any(feature = "manifests", feature = "kube", feature = "feed"))]
 pub use source::{Scope, Source};
 #[cfg(any(feature = "manifests", feature = "kube", feature = "feed"))]

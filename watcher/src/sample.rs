@@ -63,7 +63,12 @@ pub(crate) fn apply_service(value: Service) -> Event {
 
 pub(crate) fn apply_slice(service: &str, value: Slice) -> Event {
     let service = Some(Symbol::from(service));
-    Event::Applied(Item::Slice { namespace: "shop".into(), service, slice: Box::new(value) })
+    Event::Applied(Item::Slice {
+        namespace: "shop".into(),
+        service,
+        slice: Box::new(value),
+        hosts: Vec::new(),
+    })
 }
 
 pub(crate) fn slice_key(name: &str) -> Key {

@@ -18,12 +18,14 @@ use hashbrown::{HashMap, HashSet};
 use selection::{Here, Service, ServiceName, Slice, Symbol, Table};
 
 pub use counts::{Change, Counts};
-pub use event::{Event, Item, Key, Kind, Loss, Part, Stream};
+pub use event::{Event, Host, Item, Key, Kind, Loss, Part, Stream};
 pub(crate) use journal::Changed;
 pub use piece::Piece;
 pub(crate) use piece::split;
 
 use self::journal::Journal;
+#[cfg(feature = "names")]
+use crate::names::{Named, Names};
 use crate::symbols::Symbols;
 
 /// Everything known of the Services that are followed. Owning one means to be the only one who applies events.
@@ -53,12 +55,23 @@ pub struct Store {
     is_prepared: bool,
     triggers: Vec<u64>,
     counts: Counts,
+    /// The view of names, if anybody reads it.
+    #[cfg(feature = "names")]
+    names: Option<Naming>,
+}
+
+/// The next view of names.
+#[cfg(feature = "names")]
+#[derive(Debug, Default)]
+struct Naming {
+    next: Names,
+    is_published: bool,
 }
 
 /// One Service and what belongs to it. Either may be known without the other.
 #[derive(Debug, Default)]
 pub(crate) struct Entry {
-    pub(crate) service: Option<Box<Service>>,
+    pub(crate) service: Option<Arc<Service>>,
     service_told: u32,
     /// In the order of their names.
     slices: Vec<Held>,
@@ -66,7 +79,9 @@ pub(crate) struct Entry {
 
 #[derive(Debug)]
 struct Held {
-    slice: Box<Slice>,
+    slice: Arc<Slice>,
+    /// The host names of its endpoints, if any has one.
+    hosts: Option<Arc<[Host]>>,
     /// No other slice ever has it.
     number: u64,
     told: u32,
@@ -103,6 +118,8 @@ impl Store {
             is_prepared: false,
             triggers: Vec::new(),
             counts: Counts::default(),
+            #[cfg(feature = "names")]
+            names: None,
         }
     }
 
@@ -118,8 +135,8 @@ impl Store {
             }
             Event::ListEnds(stream) => self.list_ends(&stream),
             Event::Applied(Item::Service(service)) => self.apply_service(service),
-            Event::Applied(Item::Slice { namespace, service, slice }) => {
-                self.apply_slice(namespace, service, slice);
+            Event::Applied(Item::Slice { namespace, service, slice, hosts }) => {
+                self.apply_slice(namespace, service, slice, hosts);
             }
             Event::Unreadable(key) => self.still_there(&key),
             Event::Gone(stream, Key::Service(name)) => {
@@ -180,6 +197,8 @@ impl Store {
                 kept = Some(name);
                 continue;
             }
+            #[cfg(feature = "names")]
+            self.name(&name);
             // From what is published, not from an earlier step, which may have had only half of the Service: an
             // endpoint's account must not be lost in between.
             let new = self.ports(&name, self.table.ports(&name));
@@ -192,6 +211,41 @@ impl Store {
         self.dirty.extend(kept);
         self.is_prepared |= !changes.is_empty();
         self.next.change(&changes);
+    }
+
+    /// From here on keeps [`Names`] too.
+    #[cfg(feature = "names")]
+    pub fn follow_names(&mut self) {
+        if self.names.is_none() {
+            self.names = Some(Naming::default());
+            let all: Vec<_> = self.services.keys().cloned().collect();
+            all.iter().for_each(|name| self.name(name));
+        }
+    }
+
+    /// The next view of names: `None` if it would be the last one again, or when there is no table to go with it.
+    #[cfg(feature = "names")]
+    pub fn take_names(&mut self) -> Option<Names> {
+        let has_table = self.table.version() > 0 && !self.is_held;
+        let listed = |kind| self.streams.get(&Stream::all(kind)).is_some_and(|progress| progress.listed);
+        let is_whole = listed(Kind::Services) && listed(Kind::Slices);
+        let naming = self.names.as_mut().filter(|naming| has_table && !naming.is_published)?;
+        naming.is_published = true;
+        Some(naming.next.next(is_whole))
+    }
+
+    /// Brings the next view of names in step with what is known of `name`.
+    #[cfg(feature = "names")]
+    fn name(&mut self, name: &ServiceName) {
+        // Without its slices a headless Service looks as if nobody had its name.
+        let has_slices = self.names.is_some() && self.has_listed(Kind::Slices, name);
+        let Some(naming) = &mut self.names else { return };
+        let entry = self.services.get(name).filter(|_| has_slices);
+        let named = entry.and_then(|entry| {
+            let slices = entry.slices.iter().map(|held| (Arc::clone(&held.slice), held.hosts.clone()));
+            Some(Named::new(Arc::clone(entry.service.as_ref()?), slices))
+        });
+        naming.is_published &= !naming.next.change(name, named);
     }
 
     /// Something that belongs together is under way.
@@ -241,7 +295,8 @@ impl Store {
         let Some(journal) = &mut self.journal else { return Vec::new() };
         let (services, slices) = (journal.take_services(), journal.take_slices());
         let services = services.into_iter().filter_map(|(name, was_known)| {
-            let service = self.services.get(&name).and_then(|entry| entry.service.clone());
+            let service = self.services.get(&name).and_then(|entry| entry.service.as_deref());
+            let service = service.cloned().map(Box::new);
             (was_known || service.is_some()).then_some(Changed::Service { name, service })
         });
         let slices = slices.into_iter().filter_map(|(number, was)| {
@@ -344,12 +399,12 @@ impl Store {
         let entry = self.services.entry(name.clone()).or_default();
         entry.service_told = round;
         let change = match &entry.service {
-            Some(known) if *known == service => Change::Same,
+            Some(known) if **known == *service => Change::Same,
             Some(_) => Change::Changed,
             None => Change::Added,
         };
         if change != Change::Same {
-            let was_known = entry.service.replace(service).is_some();
+            let was_known = entry.service.replace(Arc::from(service)).is_some();
             self.known += usize::from(!was_known);
             self.journal.iter_mut().for_each(|journal| journal.service(&name, was_known));
         }
@@ -359,7 +414,13 @@ impl Store {
         }
     }
 
-    fn apply_slice(&mut self, mut namespace: Symbol, service: Option<Symbol>, mut slice: Box<Slice>) {
+    fn apply_slice(
+        &mut self,
+        mut namespace: Symbol,
+        service: Option<Symbol>,
+        mut slice: Box<Slice>,
+        hosts: Vec<Host>,
+    ) {
         self.symbols.share(&mut namespace);
         let holder = self.holder(&namespace, &slice.name);
         let Some(mut service) = service.filter(|service| !service.is_empty()) else {
@@ -373,6 +434,7 @@ impl Store {
         if was_elsewhere {
             self.remove_slice(&owner.namespace, &slice.name);
         }
+        let hosts = (!hosts.is_empty()).then(|| Arc::from(hosts));
         let entry = self.services.entry(owner.clone()).or_default();
         let (change, triggered) = match entry.find(&slice.name) {
             Ok(at) => {
@@ -381,14 +443,18 @@ impl Store {
                 // The slice's own name is kept once: the holders share it.
                 slice.name = held.slice.name.clone();
                 let triggered = slice.triggered.filter(|_| slice.triggered != held.slice.triggered);
-                let change = if *held.slice == *slice { Change::Same } else { Change::Changed };
-                if change == Change::Changed {
-                    let before = std::mem::replace(&mut held.slice, slice);
+                let is_same = *held.slice == *slice;
+                if !is_same {
+                    let before = std::mem::replace(&mut held.slice, Arc::from(slice));
                     if let Some(journal) = &mut self.journal {
-                        journal.changed(held.number, &owner, before);
+                        journal.changed(held.number, &owner, Box::new(Arc::unwrap_or_clone(before)));
                     }
                 }
-                (change, triggered)
+                let has_same_hosts = held.hosts == hosts;
+                if !has_same_hosts {
+                    held.hosts = hosts;
+                }
+                (if is_same && has_same_hosts { Change::Same } else { Change::Changed }, triggered)
             }
             Err(at) => {
                 let key = (owner.namespace.clone(), slice.name.clone());
@@ -396,7 +462,8 @@ impl Store {
                 let triggered = slice.triggered;
                 self.numbers += 1;
                 self.journal.iter_mut().for_each(|j| j.added(self.numbers, &owner, &slice.name));
-                entry.slices.insert(at, Held { slice, number: self.numbers, told: self.round });
+                let slice = Arc::from(slice);
+                entry.slices.insert(at, Held { slice, hosts, number: self.numbers, told: self.round });
                 (if was_elsewhere { Change::Changed } else { Change::Added }, triggered)
             }
         };
@@ -416,7 +483,8 @@ impl Store {
         let endpoints = piece::join(&slice.endpoints, pieces);
         let slice =
             Slice { endpoints, triggered, ports: slice.ports.clone(), name: slice.name.clone(), ..*slice };
-        self.apply_slice(namespace, Some(owner.name), Box::new(slice));
+        // A patch comes by a feed, which does not tell host names.
+        self.apply_slice(namespace, Some(owner.name), Box::new(slice), Vec::new());
     }
 
     /// Counts a change; one that a further list brought to light was missed, unless it is the first that counts.
@@ -468,7 +536,7 @@ impl Store {
         {
             let held = entry.slices.remove(at);
             if let Some(journal) = &mut self.journal {
-                journal.changed(held.number, &holder, held.slice);
+                journal.changed(held.number, &holder, Box::new(Arc::unwrap_or_clone(held.slice)));
             }
         }
         self.forget_if_empty(&holder);

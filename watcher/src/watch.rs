@@ -10,6 +10,8 @@ use tokio::sync::{mpsc, oneshot};
 #[cfg(feature = "feed")]
 use crate::feed::{Batches, Opening, Subscription};
 use crate::inspect::{self, Inspection};
+#[cfg(feature = "names")]
+use crate::names::CurrentNames;
 use crate::status::Steps;
 use crate::store::{Event, Store};
 use crate::{Histogram, Scope, Source, Status, Tables};
@@ -25,6 +27,8 @@ const QUEUE: usize = 1024;
 pub struct Watch {
     /// Where the tables are published.
     pub tables: Tables,
+    #[cfg(feature = "names")]
+    names: CurrentNames,
     shared: Arc<Mutex<Shared>>,
     questions: mpsc::Sender<Question>,
 }
@@ -96,6 +100,13 @@ impl Watch {
         self.ask(Question::All).await.unwrap_or_default()
     }
 
+    /// Where names are published from here on; `None` if the source is followed no longer.
+    #[cfg(feature = "names")]
+    pub async fn names(&self) -> Option<CurrentNames> {
+        self.ask(Question::Names).await?;
+        Some(self.names.clone())
+    }
+
     /// The time since the table was last known to be in step with the source: [`Status::age`].
     pub fn age(&self) -> Option<Duration> {
         lock(&self.shared).steps.last().map(|at| at.elapsed())
@@ -119,6 +130,8 @@ impl Watch {
 enum Question {
     One(ServiceName, oneshot::Sender<Option<Inspection>>),
     All(oneshot::Sender<Vec<Inspection>>),
+    #[cfg(feature = "names")]
+    Names(oneshot::Sender<()>),
     #[cfg(feature = "feed")]
     Feed(Subscription, oneshot::Sender<Opening>),
 }
@@ -174,6 +187,8 @@ struct Control {
     asked: mpsc::Receiver<Question>,
     store: Store,
     tables: Tables,
+    #[cfg(feature = "names")]
+    names: CurrentNames,
     shared: Arc<Mutex<Shared>>,
     /// When the events were received that no table has yet.
     since: Vec<Instant>,
@@ -203,6 +218,8 @@ impl Control {
             asked,
             store,
             tables: tables.clone(),
+            #[cfg(feature = "names")]
+            names: CurrentNames::default(),
             shared: Arc::clone(&shared),
             since: Vec::new(),
             published: None,
@@ -212,7 +229,14 @@ impl Control {
             #[cfg(feature = "feed")]
             openings: Vec::new(),
         };
-        (Watch { tables, shared, questions }, control, Events(told))
+        let watch = Watch {
+            tables,
+            #[cfg(feature = "names")]
+            names: control.names.clone(),
+            shared,
+            questions,
+        };
+        (watch, control, Events(told))
     }
 
     /// Runs until nobody can ask any more.
@@ -276,6 +300,8 @@ impl Control {
             self.tables.publish(table);
             self.published = Some(Instant::now());
         }
+        #[cfg(feature = "names")]
+        self.publish_names();
         #[cfg(feature = "feed")]
         self.feed();
         let mut shared = lock(&self.shared);
@@ -301,12 +327,23 @@ impl Control {
         match question {
             Question::One(service, answer) => drop(answer.send(inspect::inspect(&self.store, &service))),
             Question::All(answer) => drop(answer.send(inspect::inspect_all(&self.store))),
+            #[cfg(feature = "names")]
+            Question::Names(answer) => {
+                self.store.follow_names();
+                self.publish_names();
+                let _ = answer.send(());
+            }
             #[cfg(feature = "feed")]
             Question::Feed(subscription, answer) => {
                 self.openings.push((subscription, answer));
                 self.feed();
             }
         }
+    }
+
+    #[cfg(feature = "names")]
+    fn publish_names(&mut self) {
+        self.store.take_names().into_iter().for_each(|names| self.names.publish(names));
     }
 
     /// Tells readers what changed, and those who wait what there is. Half of what belongs together is not told.

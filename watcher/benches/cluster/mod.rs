@@ -88,6 +88,7 @@ pub(crate) fn slice(i: usize, n: usize, endpoints: usize, flipped: Option<usize>
         namespace: service.namespace,
         service: Some(service.name),
         slice: Box::new(slice),
+        hosts: Vec::new(),
     })
 }
 

@@ -214,7 +214,12 @@ impl Decoder {
         self.slices.insert(number, known);
         self.last = Some(service.clone());
         let ServiceName { namespace, name } = service;
-        tell(Event::Applied(Item::Slice { namespace, service: Some(name), slice: Box::new(slice) }));
+        tell(Event::Applied(Item::Slice {
+            namespace,
+            service: Some(name),
+            slice: Box::new(slice),
+            hosts: Vec::new(),
+        }));
     }
 
     fn patch(&mut self, patch: object::Patch, tell: &mut impl FnMut(Event)) -> Result<(), Error> {

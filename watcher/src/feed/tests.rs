@@ -130,6 +130,7 @@ fn rich() -> Vec<Event> {
             namespace: "bank".into(),
             service: Some("rich".into()),
             slice: Box::new(slice),
+            hosts: Vec::new(),
         })
     };
     let kinds = [ServiceKind::ClusterIp, ServiceKind::NodePort];
@@ -308,7 +309,12 @@ fn one_endpoint_with_long_names_changes_in_200_bytes() {
         let endpoints = (1..=100).map(|n| fact(n, &pod(n))).collect();
         let slice = Slice { endpoints, triggered: Some(at), ..slice("checkout-service-7xk2p", &[]) };
         let (namespace, service) = (namespace.into(), Some(owner.into()));
-        Event::Applied(crate::store::Item::Slice { namespace, service, slice: Box::new(slice) })
+        Event::Applied(crate::store::Item::Slice {
+            namespace,
+            service,
+            slice: Box::new(slice),
+            hosts: Vec::new(),
+        })
     };
     let (mut server, mut mirror) = pair(vec![
         apply_service(Service { name: ServiceName::new(namespace, owner), ..service("", 1) }),

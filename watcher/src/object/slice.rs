@@ -8,7 +8,7 @@ use selection::{Fact, Family, Hints, Pod, Slice, SlicePort, Symbol};
 use super::field::Field;
 use super::service::PROTOCOLS;
 use super::{Metadata, Object, Warning};
-use crate::store::Item;
+use crate::store::{Host, Item};
 
 /// The label by which alone a slice belongs to a Service of its namespace.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -28,14 +28,21 @@ pub(super) fn read(root: &Field<'_, '_>, warnings: &mut Vec<Warning>) -> Result<
     let family =
         address_type.choice(&[("IPv4", Some(Family::V4)), ("IPv6", Some(Family::V6)), ("FQDN", None)])?;
     let family = family.flatten();
-    let mut endpoints = Vec::new();
+    let (mut endpoints, mut hosts) = (Vec::new(), Vec::new());
     if let Some(family) = family {
         let list = root.get("endpoints");
         let items = list.items()?;
         endpoints.reserve_exact(items.len());
         for item in items {
             match fact(&item, family) {
-                Ok(fact) => endpoints.push(fact),
+                Ok(fact) => {
+                    let name = item.get("hostname").text().unwrap_or_default();
+                    let at = u32::try_from(endpoints.len()).unwrap_or(u32::MAX);
+                    hosts.extend(
+                        name.filter(|name| !name.is_empty()).map(|name| Host { at, name: name.into() }),
+                    );
+                    endpoints.push(fact);
+                }
                 Err(warning) => warnings.push(warning),
             }
         }
@@ -52,6 +59,7 @@ pub(super) fn read(root: &Field<'_, '_>, warnings: &mut Vec<Warning>) -> Result<
         namespace: namespace.into(),
         service: labels.get(SERVICE_NAME).text()?.map(Symbol::from),
         slice: Box::new(slice),
+        hosts,
     }))
 }
 

@@ -61,7 +61,18 @@ pub enum Item {
         service: Option<Symbol>,
         /// The facts.
         slice: Box<Slice>,
+        /// The host names of its endpoints, ascending; most have none.
+        hosts: Vec<Host>,
     },
+}
+
+/// `hostname` of one endpoint of a slice: names lead to it, no connection is chosen by it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// Which of [`Slice::endpoints`], from 0.
+    pub at: u32,
+    /// Its name within its Service.
+    pub name: Symbol,
 }
 
 impl Item {

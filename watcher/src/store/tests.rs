@@ -88,8 +88,12 @@ fn a_slice_whose_label_changes_moves_to_the_other_service() {
     store.apply(apply_slice("api", slice("s", &[1])));
     assert_eq!(endpoints(&mut store, "web"), [""; 0]);
     assert_eq!(endpoints(&mut store, "api"), ["10.0.0.1:8080"]);
-    let unlabelled =
-        Item::Slice { namespace: "shop".into(), service: None, slice: Box::new(slice("s", &[1])) };
+    let unlabelled = Item::Slice {
+        namespace: "shop".into(),
+        service: None,
+        slice: Box::new(slice("s", &[1])),
+        hosts: Vec::new(),
+    };
     store.apply(Event::Applied(unlabelled));
     assert_eq!(endpoints(&mut store, "api"), [""; 0]);
     assert_eq!(store.slices(), 0);
