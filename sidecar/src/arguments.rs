@@ -18,9 +18,9 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// Take connections to Services and balance them over the endpoints
-    Sidecar(SidecarArguments),
+    Sidecar(Box<SidecarArguments>),
     /// Serve the node ports of every Service on this node's addresses, and the health checks of load balancers
-    Node(NodeArguments),
+    Node(Box<NodeArguments>),
     /// Prepare a network namespace so that connections to Services come to the sidecar in it
     Capture {
         /// What to do.
@@ -108,6 +108,16 @@ pub struct ServingArguments {
     /// 127.0.0.1:64105 or unix:/run/remora/feed; every Service is followed then
     #[arg(long, env = "REMORA_FEED", value_name = "ADDRESS:PORT|unix:PATH")]
     pub feed: Option<String>,
+    /// Where to answer DNS, UDP and TCP, such as 127.0.0.1:53: names of Services by what the table knows, every other
+    /// name by asking the cluster's DNS. Every Service is followed then
+    #[arg(long, env = "REMORA_DNS", value_name = "ADDRESS:PORT")]
+    pub dns: Option<String>,
+    /// The cluster's DNS, such as 10.96.0.10; as /etc/resolv.conf says if absent. Repeatable, or separated by commas
+    #[arg(long, env = "REMORA_DNS_FORWARD", value_name = "ADDRESS[:PORT]", value_delimiter = ',')]
+    pub dns_forward: Vec<String>,
+    /// The zone that the cluster's names end with
+    #[arg(long, env = "REMORA_DNS_ZONE", default_value = "cluster.local", value_name = "NAME")]
+    pub dns_zone: String,
     /// Connections at once; one more is reset [default: as many as there are descriptors]
     #[arg(long, env = "REMORA_MAX_CONNECTIONS", value_name = "NUMBER")]
     pub max_connections: Option<String>,

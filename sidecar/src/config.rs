@@ -20,6 +20,7 @@ use crate::arguments::{
     LogFormat, NodeArguments, OutputFormat, PlaceArguments, ServingArguments, SidecarArguments,
 };
 use crate::capture::{Plan, merged, merged_ports};
+use crate::dns;
 use crate::node;
 use crate::tcp::Listen;
 
@@ -52,6 +53,8 @@ pub struct Sidecar {
     pub admin: Option<SocketAddr>,
     /// Where the feed is served.
     pub feed: Option<feed::Address>,
+    /// How names are answered.
+    pub dns: Option<dns::Settings>,
     /// Connections at once.
     pub max_connections: usize,
     /// Bytes that each direction of a connection may hold.
@@ -198,6 +201,25 @@ pub enum Error {
          address such as 127.0.0.1:64105, or unix:PATH"
     )]
     FeedNotLoopback(SocketAddr),
+    /// A DNS on every address.
+    #[error(
+        "--dns {0} is every address of this machine, and an answer might leave from another one than was asked; name          the address that clients ask, such as 127.0.0.1:53"
+    )]
+    DnsEverywhere(SocketAddr),
+    /// A DNS by a source that does not know all names.
+    #[error(
+        "--dns needs --source kube or manifests:PATH: the feed of another Remora does not tell the host names of \
+         endpoints"
+    )]
+    DnsByFeed,
+    /// Not a server.
+    #[error(
+        "--dns-forward {0:?} is not an IP address; write it as 10.96.0.10, 10.96.0.10:53 or [fd00::a]:53"
+    )]
+    DnsForward(String),
+    /// Not a zone.
+    #[error("--dns-zone {0:?} is not the name of a zone; write it as cluster.local")]
+    DnsZone(String),
     /// Not a duration.
     #[error("--{0} {1:?} is not a duration; write a whole number and ms, s, m or h, such as {2}")]
     Duration(&'static str, String, &'static str),
@@ -288,14 +310,17 @@ impl Sidecar {
         let (health, admin) = control(typed.health.as_deref(), typed.admin.as_deref(), in_pod)?;
         let level = level(&typed.log_level)?;
         let feed = typed.feed.as_deref().filter(|text| !matches!(text.trim(), "" | "off"));
+        let source = source(&typed.source)?;
+        let dns = dns(typed.dns.as_deref(), &typed.dns_forward, &typed.dns_zone, &source)?;
         Ok(Self {
             listens: Vec::new(),
             capture: false,
             node: None,
-            source: source(&typed.source)?,
+            source,
             here: here(typed.place),
             health,
             admin,
+            dns,
             feed: feed.map(feed_place).transpose()?,
             max_connections: max_connections(typed.max_connections.as_deref())?,
             buffer_size: buffer_size(&typed.buffer_size)?,
@@ -526,6 +551,33 @@ fn buffer_size(text: &str) -> Result<usize, Error> {
         number.checked_mul(*bytes)
     });
     size.filter(|size| BUFFER_SIZES.contains(size)).ok_or_else(|| Error::BufferSize(text.to_owned()))
+}
+
+fn dns(
+    typed: Option<&str>,
+    forward: &[String],
+    zone: &str,
+    source: &Source,
+) -> Result<Option<dns::Settings>, Error> {
+    let Some(text) = typed.map(str::trim).filter(|text| !matches!(*text, "" | "off")) else {
+        return Ok(None);
+    };
+    let address: SocketAddr =
+        text.parse().map_err(|_| Error::Address("dns", text.to_owned(), "127.0.0.1:53"))?;
+    if address.ip().is_unspecified() {
+        return Err(Error::DnsEverywhere(address));
+    }
+    if matches!(source, Source::Feed(_)) {
+        return Err(Error::DnsByFeed);
+    }
+    let server = |text: &String| {
+        let text = text.trim();
+        let alone = || Some(SocketAddr::new(text.parse().ok()?, dns::PORT));
+        text.parse().ok().or_else(alone).ok_or_else(|| Error::DnsForward(text.to_owned()))
+    };
+    let forward = given(forward).map(server).collect::<Result<_, _>>()?;
+    let zone = dns::Zone::parse(zone).ok_or_else(|| Error::DnsZone(zone.to_owned()))?;
+    Ok(Some(dns::Settings { address, forward, zone }))
 }
 
 fn threads(typed: Option<&str>) -> Result<NonZeroUsize, Error> {

@@ -6,6 +6,7 @@ pub mod ask;
 pub mod capabilities;
 pub mod capture;
 pub mod config;
+pub mod dns;
 pub mod ending;
 pub mod endpoints;
 pub mod explain;

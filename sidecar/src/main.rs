@@ -12,11 +12,11 @@ const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     match Arguments::parse().verb {
-        Verb::Sidecar(typed) => match config::Sidecar::new(typed, in_pod()) {
+        Verb::Sidecar(typed) => match config::Sidecar::new(*typed, in_pod()) {
             Ok(config) => end(sidecar::sidecar::run(config).map(|()| String::new())),
             Err(error) => usage(&error),
         },
-        Verb::Node(typed) => match config::Sidecar::node(typed, in_pod()) {
+        Verb::Node(typed) => match config::Sidecar::node(*typed, in_pod()) {
             Ok(config) => end(sidecar::sidecar::run(config).map(|()| String::new())),
             Err(error) => usage(&error),
         },

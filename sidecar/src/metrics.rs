@@ -19,7 +19,7 @@ use watcher::{BOUNDS, Histogram, Status, Watch};
 use crate::signals::Capturing;
 use crate::tcp::Listen;
 use crate::traffic::{Counts, Failure, Label, Traffic};
-use crate::{feed, node};
+use crate::{dns, feed, node};
 use process::Process;
 
 /// The media type of what [`Metrics::text`] gives.
@@ -32,7 +32,7 @@ pub struct Metrics(Readings);
 impl Metrics {
     /// Reads from these; `origin` is where the times in tallies begin.
     pub fn new(watch: Watch, traffic: Arc<Traffic>, listens: Vec<Listen>, origin: Instant) -> Self {
-        Self(Readings { watch, traffic, listens, origin, capturing: None, feed: None, node: None })
+        Self(Readings { watch, traffic, listens, origin, capturing: None, feed: None, dns: None, node: None })
     }
 
     /// The same, with whether connections are captured.
@@ -50,6 +50,12 @@ impl Metrics {
     /// The same, with what the ports of this node are doing.
     pub fn with_node(mut self, node: Arc<node::Counts>) -> Self {
         self.0.node = Some(node);
+        self
+    }
+
+    /// The same, with what the DNS answered.
+    pub fn with_dns(mut self, dns: Arc<dns::Counts>) -> Self {
+        self.0.dns = Some(dns);
         self
     }
 
@@ -74,6 +80,7 @@ struct Readings {
     capturing: Option<Capturing>,
     feed: Option<Arc<feed::Counts>>,
     node: Option<Arc<node::Counts>>,
+    dns: Option<Arc<dns::Counts>>,
 }
 
 impl Collector for Readings {
@@ -99,6 +106,7 @@ impl Collector for Readings {
         source(&mut page, &self.watch.status())?;
         self.node.iter().try_for_each(|counts| node_ports(&mut page, counts))?;
         self.feed.iter().try_for_each(|counts| told(&mut page, counts))?;
+        self.dns.iter().try_for_each(|counts| names(&mut page, counts))?;
         process_of(&mut page, Process::read())
     }
 }
@@ -257,6 +265,29 @@ fn told(page: &mut Page<'_>, counts: &feed::Counts) -> fmt::Result {
         "remora_feed_resets",
         "Readers that were not told on: they fell behind, took nothing, sent no subscription or were too many",
         counts.resets().map(|(why, count)| ([("reason", why.label())], count)),
+    )
+}
+
+fn names(page: &mut Page<'_>, counts: &dns::Counts) -> fmt::Result {
+    page.counters(
+        "remora_dns_answers",
+        "Answers of the DNS, by who knew them and their outcome",
+        counts.answers().map(|(from, code, count)| ([("from", from.label()), ("rcode", code)], count)),
+    )?;
+    page.counter_if(
+        "remora_dns_dropped",
+        "Messages that were no queries and got no answer",
+        Some(counts.dropped()),
+    )?;
+    page.counters(
+        "remora_dns_forward_failures",
+        "Questions to other servers that failed, by reason",
+        counts.failures().map(|(why, count)| ([("reason", why.label())], count)),
+    )?;
+    page.counters(
+        "remora_dns_external_names_wrong",
+        "Questions for external names that lead nowhere, by reason",
+        counts.wrong().map(|(why, count)| ([("reason", why.label())], count)),
     )
 }
 

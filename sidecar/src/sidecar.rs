@@ -25,6 +25,7 @@ use watcher::{Scope, Source, Watch};
 use crate::admin::{Admin, Secret};
 use crate::capture::agreement;
 use crate::config::Sidecar;
+use crate::dns::{self, Dns};
 use crate::ending::{self, Asked, DataPlane};
 use crate::feed::{self, Feed};
 use crate::handover::{self, Held, Inherited, Offer, Role};
@@ -51,6 +52,9 @@ pub enum Error {
     /// The addresses of this node.
     #[error(transparent)]
     Node(#[from] node::Error),
+    /// The DNS.
+    #[error(transparent)]
+    Dns(#[from] dns::Error),
     /// The process before or after this one.
     #[error(transparent)]
     Handover(#[from] handover::Error),
@@ -108,6 +112,9 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
     }
     let listens = with_addresses(&config.listens, &bound.addresses());
     let feed = config.feed.map(|address| feed::bind(&address, &mut inherited)).transpose()?;
+    let (dns_address, follows_names) = (config.dns.as_ref().map(|dns| dns.address), config.dns.is_some());
+    let is_authority = matches!(config.source, Source::Kube(_));
+    let dns = config.dns.map(|settings| Dns::new(settings, is_authority).map(Arc::new)).transpose()?;
     let mut bind = |flag, address| http::bind(flag, address, &mut inherited);
     let health = config.health.map(|address| bind("health", address)).transpose()?;
     let admin = config.admin.map(|address| bind("admin", address)).transpose()?;
@@ -120,13 +127,15 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
         .map_err(watcher::Error::from)?;
     let watch = control.block_on(watcher::start(
         config.source,
-        scope(&listens, config.capture || node.is_some(), feed.is_some()),
+        scope(&listens, config.capture || node.is_some(), feed.is_some() || follows_names),
         config.here.clone(),
     ))?;
     control.spawn(listeners::tell(watch.clone(), listens.clone()));
     if inherited.is_from_somebody() && !control.block_on(is_synced(&watch, &asked)) {
         return Ok(());
     }
+    // Shared with an earlier process, so not before this one can answer, and with a later one, until this one ends.
+    let names = dns_address.map(|address| dns::bind(address, config.handover.is_some())).transpose()?;
     let offered = config
         .handover
         .is_some()
@@ -158,6 +167,7 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
     let succeeded = move || asking.send_modify(|asked| asked.succeeded = true);
     let offer =
         config.handover.zip(offered).map(|(path, held)| Offer::new(&path, held, succeeded)).transpose()?;
+    names.as_ref().and_then(|names| names.address().ok()).into_iter().for_each(announce_names);
     let captured = &entrances[listens.len()..];
     announce(&listens, captured, &node_at, feed.as_ref(), health.as_ref(), admin.as_ref());
 
@@ -179,12 +189,20 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
             Some((feed, _)) => metrics.with_feed(feed.counts()),
             None => metrics,
         };
-        // Captured connections are served from the start: by the node until the first table is here.
-        let is_ready_without_table = config.capture && listens.is_empty();
+        let metrics = match &dns {
+            Some(dns) => metrics.with_dns(dns.counts()),
+            None => metrics,
+        };
+        // Captured connections and names are served from the start: by others until the first table is here.
+        let is_ready_without_table = (config.capture || follows_names) && listens.is_empty();
         let node = [Family::V4, Family::V6].into_iter();
         let node = node.filter(|family| node_at.iter().any(|ip| Family::of(ip) == *family)).collect();
         let answers = Health { watch: watch.clone(), metrics, draining, is_ready_without_table, node };
         server.add_service(Control::new("health", listener, answers, &asked));
+    }
+    if let Some((dns, listener)) = dns.zip(names) {
+        let serves = Some((dns, listener, watch.clone()));
+        server.add_service(Naming { serves });
     }
     if let Some(listener) = admin {
         let here = config.here;
@@ -263,6 +281,31 @@ impl Service for Feeding {
     }
 }
 
+/// The DNS as a Pingora service, on a thread of its own.
+struct Naming {
+    serves: Option<(Arc<Dns>, dns::Listener, Watch)>,
+}
+
+#[async_trait]
+impl Service for Naming {
+    /// Answers until the runtime ends, also while connections drain, and beside a successor: no question is left in
+    /// a socket that nobody reads.
+    async fn start_service(&mut self, _: Option<ListenFds>, _: ShutdownWatch, _: usize) {
+        let Some((dns, listener, watch)) = self.serves.take() else { return };
+        if let Err(error) = dns.serve(listener, watch).await {
+            tracing::error!(%error, "cannot answer DNS; restart to try again");
+        }
+    }
+
+    fn name(&self) -> &str {
+        "dns"
+    }
+
+    fn threads(&self) -> Option<usize> {
+        Some(1)
+    }
+}
+
 /// Waits for the first table; tells whether it came before this process was asked to end.
 async fn is_synced(watch: &Watch, asked: &watch::Sender<Asked>) -> bool {
     let mut asked = asked.subscribe();
@@ -290,8 +333,8 @@ fn captured() -> impl Iterator<Item = Entrance> {
 
 /// What the listeners need; everything if there are none, if any Service's connections may come, or if readers may want
 /// anything.
-fn scope(listens: &[Listen], capture: bool, feed: bool) -> Scope {
-    if capture || feed {
+fn scope(listens: &[Listen], capture: bool, feed_or_dns: bool) -> Scope {
+    if capture || feed_or_dns {
         return Scope::All;
     }
     if listens.is_empty() {
@@ -344,6 +387,14 @@ pub(crate) fn announce(
     // Nobody may be reading, and that is no reason not to serve.
     let mut out = std::io::stdout().lock();
     let _ = out.write_all(lines.as_bytes()).and_then(|()| out.flush());
+}
+
+/// Says `dns ADDRESS`, as [`announce`] says the others.
+fn announce_names(address: SocketAddr) {
+    tracing::info!(%address, "answering DNS");
+    // As for the others.
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "dns {address}").and_then(|()| out.flush());
 }
 
 /// Descriptors that connections leave to the health and admin addresses and the source.

@@ -10,6 +10,7 @@
 
 mod command;
 mod control;
+mod dns;
 mod endings;
 mod exposition;
 mod feed;

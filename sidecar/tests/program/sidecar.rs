@@ -19,6 +19,8 @@ pub(crate) struct Sidecar {
     pub(crate) listens: Vec<SocketAddr>,
     /// Where its feed is, as `--source feed:` takes it.
     pub(crate) feed: Option<String>,
+    /// Where it answers DNS.
+    pub(crate) dns: Option<SocketAddr>,
     pub(crate) health: SocketAddr,
     pub(crate) admin: SocketAddr,
 }
@@ -90,17 +92,18 @@ impl Sidecar {
                 log.push('\n');
             }
         });
-        let (mut listens, mut feed, mut health) = (Vec::new(), None, None);
+        let (mut listens, mut feed, mut dns, mut health) = (Vec::new(), None, None, None);
         for line in BufReader::new(child.stdout.take().unwrap()).lines() {
             let line = line.unwrap();
             let words: Vec<&str> = line.split(' ').collect();
             match words[..] {
                 ["listen", address, _] => listens.push(address.parse().unwrap()),
                 ["feed", address] => feed = Some(address.to_owned()),
+                ["dns", address] => dns = Some(address.parse().unwrap()),
                 ["health", address] => health = Some(address.parse().unwrap()),
                 ["admin", address] => {
                     let admin = address.parse().unwrap();
-                    return Self { child, log, listens, feed, health: health.unwrap(), admin };
+                    return Self { child, log, listens, feed, dns, health: health.unwrap(), admin };
                 }
                 _ => panic!("{line:?} is not an address"),
             }
