@@ -28,6 +28,9 @@ pub struct Configuration {
     pub namespaces: Vec<String>,
     /// Where what is not in the table goes. Without it: it is refused.
     pub fallback: Fallback,
+    /// `overrideHost`: the clusters are a mesh's, whose policy `override_host` is given the endpoints in one header.
+    /// Default false: the clusters are Remora's, and each attempt has a header of its own.
+    pub override_host: bool,
     /// The node on which this Envoy runs; by default the `sub_zone` of its locality.
     pub node: Option<String>,
     /// The zone in which this Envoy runs; by default the `zone` of its locality.
@@ -39,7 +42,8 @@ pub struct Configuration {
 }
 
 /// The fields, for messages.
-const FIELDS: &str = "feed, service, namespaces, fallback, node, zone, clusterDomain, connectTimeout";
+const FIELDS: &str =
+    "feed, service, namespaces, fallback, overrideHost, node, zone, clusterDomain, connectTimeout";
 
 /// Where what is not in the table goes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -70,6 +74,7 @@ impl Configuration {
             service: None,
             namespaces: Vec::new(),
             fallback: Fallback::None,
+            override_host: false,
             node: None,
             zone: None,
             cluster_domain: "cluster.local".to_owned(),
@@ -129,6 +134,15 @@ impl Configuration {
                             &other,
                             "true, which means a route that does not ask for our headers",
                         ));
+                    }
+                };
+            }
+            "overrideHost" => {
+                self.override_host = match (plugin, value) {
+                    (Plugin::Http, Value::Bool(whether)) => whether,
+                    (Plugin::Http, other) => return Err(wrong(&other, "true or false")),
+                    (Plugin::Network, other) => {
+                        return Err(wrong(&other, "nothing: only the plugin http has it"));
                     }
                 };
             }
@@ -214,7 +228,8 @@ mod tests {
         let some =
             read(r#"{"feed": "f", "namespaces": ["a", "b"], "fallback": true}"#, Plugin::Http).unwrap();
         assert_eq!(some.subscription(), Subscription::namespaces(["a".into(), "b".into()]));
-        assert_eq!(some.fallback, Fallback::Route);
+        assert_eq!((some.fallback, some.override_host), (Fallback::Route, false));
+        assert!(read(r#"{"feed": "f", "overrideHost": true}"#, Plugin::Http).unwrap().override_host);
     }
 
     #[test]
@@ -260,6 +275,12 @@ mod tests {
                 Plugin::Network,
                 "it is true or false, expected the name of a cluster",
             ),
+            (
+                r#"{"feed": "f", "overrideHost": "x"}"#,
+                Plugin::Http,
+                r#"the field overrideHost of the configuration is wrong: it is "x", expected true or false"#,
+            ),
+            (r#"{"feed": "f", "overrideHost": true}"#, Plugin::Network, "only the plugin http has it"),
             (r#"{"feed": "f", "connectTimeout": 0}"#, Plugin::Http, "it is 0, expected seconds"),
             (r#"{"feed": "f", "connectTimeout": 1e3}"#, Plugin::Http, "the field connectTimeout"),
             (r#"{"feed": "f", "connectTimeout": 3600.001}"#, Plugin::Http, "the field connectTimeout"),

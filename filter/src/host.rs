@@ -11,7 +11,7 @@ use proxy_wasm::types::{LogLevel, MetricType};
 use selection::{Millis, Seed};
 
 use crate::counts::Count;
-use crate::outcome::{self, Outcome};
+use crate::outcome::{self, Outcome, Reached};
 use crate::vm::{Attempt, PutAside, Vm};
 
 thread_local! {
@@ -78,8 +78,9 @@ pub(crate) fn set_filter_state(path: &str, value: &str) -> bool {
     hostcalls::call_foreign_function("set_envoy_filter_state", Some(&message)).is_ok()
 }
 
-/// Reads how `attempt` went, tells the tallies, and says whom that puts aside.
-pub(crate) fn settle(attempt: Attempt) {
+/// Reads how `attempt` went, tells the tallies, and says whom that puts aside. Envoy may have gone elsewhere than it was
+/// told if that was only a proposal.
+pub(crate) fn settle(attempt: Attempt, is_proposal: bool) {
     let tried = number(&["upstream", "request_attempt_count"]) as usize;
     let has_failed = number(&["response", "flags"]) & outcome::CONNECT_FAILED != 0;
     let failure = has_failed.then(|| {
@@ -91,7 +92,9 @@ pub(crate) fn settle(attempt: Attempt) {
     let connected =
         is_asked && property(&["upstream", "local_address"]).is_some_and(|address| !address.is_empty());
     let now = now();
-    let outcome = Outcome { tried, failure, connected };
+    let reached =
+        if is_proposal { Reached::At(address(&["upstream", "address"])) } else { Reached::AsChosen };
+    let outcome = Outcome { tried, failure, connected, reached };
     for PutAside { port, endpoint, failures } in vm(|vm| vm.settle(attempt, &outcome, now)) {
         log(
             LogLevel::Info,

@@ -1,6 +1,6 @@
 //! The plugin `http`: names the endpoints of each request in headers of its own, which a filter behind it takes away
-//! again (see `envoy/http.yaml`). In: the authority, or the configured Service. Out: the headers, or a 503. Never sees a
-//! body.
+//! again (see `envoy/http.yaml`), or in one header for the clusters of a mesh (see `envoy/istio.yaml`). In: the authority,
+//! or the configured Service. Out: the headers, or a 503. Never sees a body.
 
 use std::rc::Rc;
 
@@ -18,6 +18,8 @@ use crate::vm::{ATTEMPTS, Attempt, Found, Unserved};
 
 /// The endpoint of the first attempt, of the second, of the third. What a client sends under these names is gone.
 const HEADERS: [&str; ATTEMPTS] = ["x-remora-endpoint-1", "x-remora-endpoint-2", "x-remora-endpoint-3"];
+/// All of them, for the policy `override_host`: it takes the next one for each attempt.
+const LIST: &str = "x-remora-endpoints";
 
 /// One request.
 pub(crate) struct Request {
@@ -85,7 +87,13 @@ impl Request {
 }
 
 /// Writes the headers, those without an endpoint too: whatever a client sent is gone.
-fn set_headers(endpoints: [Option<std::net::SocketAddr>; ATTEMPTS]) {
+fn set_headers(plan: &Plan, endpoints: [Option<std::net::SocketAddr>; ATTEMPTS]) {
+    if plan.configuration.override_host {
+        let texts: Vec<_> = endpoints.iter().flatten().map(ToString::to_string).collect();
+        let list = (!texts.is_empty()).then(|| texts.join(","));
+        let _ = hostcalls::set_map_value(MapType::HttpRequestHeaders, LIST, list.as_deref());
+        return;
+    }
     for (header, endpoint) in HEADERS.iter().zip(endpoints) {
         let text = endpoint.map(|endpoint| endpoint.to_string());
         let _ = hostcalls::set_map_value(MapType::HttpRequestHeaders, header, text.as_deref());
@@ -103,13 +111,13 @@ impl HttpContext for Request {
         };
         match Self::find(plan) {
             Way::Endpoints(attempt) => {
-                set_headers(attempt.endpoints());
+                set_headers(plan, attempt.endpoints());
                 self.attempt = Some(attempt);
                 Action::Continue
             }
             Way::Fallback(_) if plan.configuration.fallback == Fallback::Route => {
                 vm(|vm| vm.counts.add(Count::RequestsPassed));
-                set_headers([None; ATTEMPTS]);
+                set_headers(plan, [None; ATTEMPTS]);
                 Action::Continue
             }
             Way::Fallback(why) | Way::Nowhere(why) => {
@@ -124,7 +132,7 @@ impl HttpContext for Request {
             vm(|vm| vm.counts.add(Count::RequestsClosed));
         }
         if let Some(attempt) = self.attempt.take() {
-            settle(attempt);
+            settle(attempt, self.plan.as_ref().is_some_and(|plan| plan.configuration.override_host));
         }
     }
 }

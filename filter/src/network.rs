@@ -87,7 +87,7 @@ impl StreamContext for Connection {
             vm(|vm| vm.counts.add(Count::ConnectionsClosed));
         }
         if let Some(attempt) = self.attempt.take() {
-            settle(attempt);
+            settle(attempt, false);
         }
     }
 }

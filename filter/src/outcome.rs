@@ -1,6 +1,8 @@
 //! How a connection or request went, read from what Envoy says of it when it is over. In: properties of the access
 //! log, as bytes and words. Out: which of the chosen endpoints failed and why. Never asks Envoy.
 
+use std::net::SocketAddr;
+
 use selection::Failure;
 
 /// Bit of `response.flags`: no connection to the endpoint came about (UF).
@@ -15,6 +17,18 @@ pub struct Outcome {
     pub failure: Option<Failure>,
     /// The last one is known to have taken the connection.
     pub connected: bool,
+    /// Where the last attempt went.
+    pub reached: Reached,
+}
+
+/// Where the last attempt went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reached {
+    /// To the endpoint whose turn it was: Envoy has no other choice.
+    #[default]
+    AsChosen,
+    /// To this address, if to any: a mesh's cluster passes over endpoints that it does not have.
+    At(Option<SocketAddr>),
 }
 
 /// A number as a property tells it: eight bytes, the lowest first.

@@ -5,6 +5,7 @@
 //! shared between them.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ use watcher::feed::{self, Mirror, Names, Progress, Subscription};
 use crate::authority::Wanted;
 use crate::counts::{Count, Counts};
 use crate::link::Link;
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, Reached};
 
 /// Endpoints that Envoy is given for one request: it can try as many, one after the other.
 pub const ATTEMPTS: usize = 3;
@@ -292,10 +293,11 @@ impl Vm {
     /// It is over. Returns the endpoints that were put aside for it.
     pub fn settle(&mut self, attempt: Attempt, outcome: &Outcome, now: Millis) -> Vec<PutAside> {
         let mut aside = Vec::new();
-        let tried = attempt.choices.iter().flatten().take(outcome.tried).count();
-        for (n, choice) in attempt.choices.iter().flatten().take(tried).enumerate() {
-            let is_last = n + 1 == tried;
-            if n > 0 {
+        let tried = attempt.tried(outcome);
+        let last = tried.end;
+        for (n, choice) in attempt.choices.iter().flatten().enumerate().take(last).skip(tried.start) {
+            let is_last = n + 1 == last;
+            if n > tried.start {
                 self.counts.add(Count::Retries);
             }
             // Envoy goes on to the next one for one reason only, that the connect failed, and does not tell the errno.
@@ -341,6 +343,19 @@ impl Attempt {
     /// The endpoints, in the order in which they are to be tried.
     pub fn endpoints(&self) -> [Option<SocketAddr>; ATTEMPTS] {
         std::array::from_fn(|n| self.choices[n].as_ref().map(|choice| choice.address))
+    }
+
+    /// Which of the endpoints were tried, as far as is known.
+    fn tried(&self, outcome: &Outcome) -> Range<usize> {
+        let chosen = self.choices.iter().flatten().count();
+        let Reached::At(reached) = outcome.reached else { return 0..outcome.tried.min(chosen) };
+        let is_there = |choice: &Choice| Some(choice.address) == reached;
+        match self.choices.iter().flatten().position(is_there) {
+            // None was passed over.
+            Some(at) if at + 1 == outcome.tried => 0..at + 1,
+            Some(at) => at..at + 1,
+            None => 0..0,
+        }
     }
 
     /// The Service port.

@@ -4,7 +4,7 @@ use selection::{Balance, Fact, Failure, Kind, Port, Service, ServiceName, Slice,
 use watcher::feed::Encoder;
 
 use super::*;
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, Reached};
 
 const CLIENT: ([u8; 4], u16) = ([10, 1, 2, 3], 40_000);
 
@@ -78,7 +78,11 @@ fn first(attempt: &Attempt) -> SocketAddr {
     attempt.endpoints()[0].unwrap()
 }
 
-const DONE: Outcome = Outcome { tried: 1, failure: None, connected: true };
+const DONE: Outcome = outcome(1, None, true);
+
+const fn outcome(tried: usize, failure: Option<Failure>, connected: bool) -> Outcome {
+    Outcome { tried, failure, connected, reached: Reached::AsChosen }
+}
 
 #[test]
 fn what_is_wanted_is_found_by_name_by_number_and_by_address() {
@@ -146,7 +150,7 @@ fn an_endpoint_that_failed_is_put_aside_and_comes_back() {
     let mut vm = vm(Balance::Random, None, 3);
     let attempt = choose(&mut vm, CLIENT, 1_000);
     let failing = first(&attempt);
-    let aside = vm.settle(attempt, &Outcome { tried: 2, failure: None, connected: true }, 1_001);
+    let aside = vm.settle(attempt, &outcome(2, None, true), 1_001);
     assert_eq!(aside.iter().map(|a| (a.endpoint, a.failures)).collect::<Vec<_>>(), [(failing, 1)]);
     for _ in 0..50 {
         let attempt = choose(&mut vm, CLIENT, 1_500);
@@ -160,10 +164,40 @@ fn an_endpoint_that_failed_is_put_aside_and_comes_back() {
 }
 
 #[test]
+fn only_endpoints_that_a_mesh_has_tried_for_sure_are_blamed() {
+    for (tried, reached, blamed) in [
+        // As it was told: the first failed, the second answered.
+        (2, Some(1), &[0][..]),
+        // The first was passed over, or the first two.
+        (1, Some(1), &[]),
+        (2, Some(2), &[]),
+        // After the list, the mesh's own choice: one of the list again, or another one, or none.
+        (4, Some(0), &[]),
+        (4, None, &[]),
+    ] {
+        let mut vm = vm(Balance::Random, None, 6);
+        let attempt = choose(&mut vm, CLIENT, 0);
+        let chosen = attempt.endpoints();
+        let reached = Reached::At(reached.and_then(|at: usize| chosen[at]));
+        let outcome = Outcome { reached, ..outcome(tried, None, true) };
+        let aside: Vec<_> =
+            vm.settle(attempt, &outcome, 1).iter().map(|aside| Some(aside.endpoint)).collect();
+        assert_eq!(aside, blamed.iter().map(|at| chosen[*at]).collect::<Vec<_>>(), "{tried} {reached:?}");
+    }
+    // A failed connect is the last one's.
+    let mut vm = vm(Balance::Random, None, 6);
+    let attempt = choose(&mut vm, CLIENT, 0);
+    let third = attempt.endpoints()[2];
+    let outcome = Outcome { reached: Reached::At(third), ..outcome(1, Some(Failure::Refused), false) };
+    let aside = vm.settle(attempt, &outcome, 1);
+    assert_eq!(aside.iter().map(|aside| Some(aside.endpoint)).collect::<Vec<_>>(), [third]);
+}
+
+#[test]
 fn a_long_connection_to_an_endpoint_that_had_failed_clears_it_once_its_connect_must_be_over() {
     let mut vm = vm(Balance::Random, None, 1);
     let attempt = choose(&mut vm, CLIENT, 0);
-    vm.settle(attempt, &Outcome { tried: 1, failure: Some(Failure::Timeout), connected: false }, 1);
+    vm.settle(attempt, &outcome(1, Some(Failure::Timeout), false), 1);
     let trial = choose(&mut vm, CLIENT, 2_000);
     vm.decide_trials(7_000);
     assert!(trial.is_trial());
@@ -177,8 +211,7 @@ fn what_this_machine_lacks_and_a_client_that_left_put_nobody_aside() {
     let mut vm = vm(Balance::Random, None, 1);
     for failure in [Some(Failure::Ports), Some(Failure::Descriptors), None] {
         let attempt = choose(&mut vm, CLIENT, 0);
-        let outcome = Outcome { tried: 1, failure, connected: false };
-        assert_eq!(vm.settle(attempt, &outcome, 1), [], "{failure:?}");
+        assert_eq!(vm.settle(attempt, &outcome(1, failure, false), 1), [], "{failure:?}");
     }
 }
 
@@ -195,7 +228,7 @@ fn a_client_stays_with_its_endpoint_and_moves_with_a_retry() {
     }
     let attempt = choose(&mut vm, CLIENT, 50);
     let moved = attempt.endpoints()[1].unwrap();
-    vm.settle(attempt, &Outcome { tried: 2, failure: None, connected: true }, 60);
+    vm.settle(attempt, &outcome(2, None, true), 60);
     for now in 70..90 {
         let attempt = choose(&mut vm, CLIENT, now);
         assert_eq!(first(&attempt), moved);

@@ -1,0 +1,244 @@
+//! The filter with clusters that are not Remora's, in a real Envoy with two workers: the cluster keeps all its own ways,
+//! and Remora says only which of its endpoints a request goes to. Each test of a file runs in the newest Envoy and in the
+//! oldest that the files are for.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use tests::envoy::{self, Envoy, Version, replaced};
+use tests::feeder::{Feeder, Service};
+use tests::http::{Client, Server};
+use tests::world::{self, Test};
+use tests::{SOON, World, wait_until};
+
+/// Each in both Envoys.
+macro_rules! in_both {
+    ($($test:ident),+ $(,)?) => {
+        vec![$(
+            Test {
+                name: concat!(stringify!($test), "_in_the_newest"),
+                run: |world| Box::pin($test(world, Version::Newest)),
+            },
+            Test {
+                name: concat!(stringify!($test), "_in_the_oldest"),
+                run: |world| Box::pin($test(world, Version::Oldest)),
+            },
+        )+]
+    };
+}
+
+fn main() -> ExitCode {
+    if !world::is_inside() && !std::env::args().any(|argument| argument == "--list") {
+        envoy::build_filter();
+    }
+    world::main(in_both![
+        remora_chooses_among_the_endpoints_that_the_cluster_has,
+        the_cluster_chooses_where_remora_says_nothing,
+        an_endpoint_that_refuses_is_left_for_the_next_one_of_the_list,
+        a_client_cannot_choose_among_the_endpoints_of_a_cluster,
+        the_list_may_stay_a_header_until_the_endpoint_is_chosen,
+    ])
+}
+
+const HTTP: &str = "127.0.0.1:8080";
+
+fn at(address: &str) -> SocketAddr {
+    address.parse().expect("an address")
+}
+
+/// The address of an endpoint.
+fn endpoint(number: u8) -> SocketAddr {
+    at(&format!("127.0.1.{number}:9000"))
+}
+
+async fn servers(count: u8) -> Vec<Server> {
+    let mut servers = Vec::new();
+    for number in 1..=count {
+        servers.push(Server::start(&endpoint(number).to_string()).await);
+    }
+    servers
+}
+
+/// What Remora knows: these are the endpoints of the Service.
+fn web(endpoints: &[u8]) -> Service {
+    Service::new("web", "10.96.0.10", endpoints.iter().map(|number| endpoint(*number)))
+}
+
+/// What the cluster knows: an answer of a discovery service, in a file.
+fn endpoints_of_cluster(world: &World, endpoints: &[u8]) -> PathBuf {
+    let mut text = String::from(
+        "version_info: '1'\nresources:\n- \"@type\": type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment\n  \
+         cluster_name: web\n  endpoints:\n  - lb_endpoints:\n",
+    );
+    for endpoint in endpoints.iter().map(|number| endpoint(*number)) {
+        let (ip, port) = (endpoint.ip(), endpoint.port());
+        writeln!(
+            text,
+            "    - endpoint: {{address: {{socket_address: {{address: {ip}, port_value: {port}}}}}}}"
+        )
+        .expect("text grows");
+    }
+    let path = world.own_folder().join("endpoints.yaml");
+    std::fs::write(&path, text).expect("the folder of the world");
+    path
+}
+
+/// An Envoy whose cluster has these endpoints.
+async fn with_cluster(world: &World, version: Version, endpoints: &[u8]) -> Envoy {
+    let file = endpoints_of_cluster(world, endpoints).display().to_string();
+    let text = replaced(&envoy::configuration("override-host.yaml"), "/etc/remora/endpoints.yaml", &file);
+    Envoy::ready(world, version, &text).await
+}
+
+/// As many requests, each on a connection of its own, so that all workers get some; how often who answered.
+async fn answers(authority: &str, requests: usize) -> BTreeMap<String, usize> {
+    let mut answers = BTreeMap::new();
+    for _ in 0..requests {
+        let mut client = Client::one(at(HTTP)).await.expect("a connection");
+        let answer = client.get(authority, "/", &[]).await.expect("an answer");
+        assert!(!answer.body.contains("x-remora"), "{answer:?}");
+        *answers.entry(answer.who().to_owned()).or_default() += 1;
+    }
+    answers
+}
+
+/// Asks until these and no others answer.
+async fn only(endpoints: &[u8]) {
+    let wished: Vec<_> = endpoints.iter().map(|number| endpoint(*number).to_string()).collect();
+    wait_until(SOON, "every worker has the table", async || {
+        let answers = answers("web.shop", 32).await;
+        if answers.keys().eq(&wished) { Ok(()) } else { Err(format!("{answers:?}")) }
+    })
+    .await;
+}
+
+async fn remora_chooses_among_the_endpoints_that_the_cluster_has(world: World, version: Version) {
+    let servers = servers(5).await;
+    let feeder = Feeder::ready(&world, &[web(&[1, 2])], &[]).await;
+    let envoy = with_cluster(&world, version, &[1, 2, 3, 4]).await;
+    only(&[1, 2]).await;
+    // On one connection the turn goes round.
+    let mut client = Client::one(at(HTTP)).await.expect("a connection");
+    let mut turns = BTreeMap::new();
+    for _ in 0..40 {
+        let answer = client.get("web.shop", "/", &[]).await.expect("an answer");
+        *turns.entry(answer.who().to_owned()).or_insert(0) += 1;
+    }
+    assert_eq!(turns.into_values().collect::<Vec<_>>(), [20, 20]);
+    // The fifth is none of the cluster's, and is passed over.
+    feeder.change(&[web(&[3, 5])]);
+    only(&[3]).await;
+    assert_eq!(servers[4].requests(), 0);
+    // Nothing failed, and nobody is blamed for it.
+    assert_eq!(envoy.number("wasmcustom.remora_connect_failures_total").await, Ok(0));
+}
+
+async fn the_cluster_chooses_where_remora_says_nothing(world: World, version: Version) {
+    let _servers = servers(3).await;
+    let services = [web(&[1]), Service::new("empty", "10.96.0.11", [])];
+    let _feeder = Feeder::ready(&world, &services, &[]).await;
+    let envoy = with_cluster(&world, version, &[1, 2, 3]).await;
+    only(&[1]).await;
+    let answers = answers("www.example.com", 60).await;
+    assert_eq!(answers.len(), 3, "{answers:?}");
+    envoy.wait_number("remora_requests_passed_total", |passed| passed >= 60).await;
+    let mut client = Client::one(at(HTTP)).await.expect("a connection");
+    let answer = client.get("empty.shop", "/", &[]).await.expect("an answer");
+    assert_eq!((answer.status, &*answer.body), (503, "remora: no endpoint of the Service can serve\n"));
+}
+
+async fn an_endpoint_that_refuses_is_left_for_the_next_one_of_the_list(world: World, version: Version) {
+    // Nobody listens at the third.
+    let _servers = servers(2).await;
+    let _feeder = Feeder::ready(&world, &[web(&[1, 2, 3])], &[]).await;
+    let envoy = with_cluster(&world, version, &[1, 2, 3]).await;
+    envoy.wait_number("remora_services", |services| services == 1).await;
+    only(&[1, 2]).await;
+    let answers = answers("web.shop", 100).await;
+    assert!(answers.keys().eq(["127.0.1.1:9000", "127.0.1.2:9000"]), "{answers:?}");
+    envoy.wait_number("remora_retries_total", |retries| retries > 0).await;
+    let log = envoy.program.output();
+    assert!(
+        log.contains("endpoint put aside service=shop/web port=http endpoint=127.0.1.3:9000")
+            || log.contains("endpoint=127.0.1.3:9000"),
+        "{log}"
+    );
+    for well in ["127.0.1.1:9000", "127.0.1.2:9000"] {
+        assert!(!log.contains(&format!("endpoint={well}")), "{log}");
+    }
+}
+
+async fn a_client_cannot_choose_among_the_endpoints_of_a_cluster(world: World, version: Version) {
+    let servers = servers(3).await;
+    // The second is dead for whoever goes by the list, so that what comes after it would be tried too.
+    let _feeder = Feeder::ready(&world, &[web(&[1, 4])], &[]).await;
+    let _envoy = with_cluster(&world, version, &[1, 2, 3, 4]).await;
+    only(&[1]).await;
+    let before = servers[1].requests() + servers[2].requests();
+    let twice = [
+        ("x-remora-endpoints", "127.0.1.3:9000"),
+        ("X-Remora-Endpoints", "127.0.1.2:9000,127.0.1.3:9000"),
+        ("x-remora-endpoint-1", "127.0.1.3:9000"),
+        ("x-envoy-original-dst-host", "127.0.1.3:9000"),
+    ];
+    let mut client = Client::one(at(HTTP)).await.expect("a connection");
+    for _ in 0..60 {
+        let answer = client.get("web.shop", "/", &twice).await.expect("an answer");
+        assert_eq!((answer.status, answer.who()), (200, "127.0.1.1:9000"), "{answer:?}");
+        assert!(!answer.body.contains("x-remora-endpoints"), "{answer:?}");
+    }
+    assert_eq!(servers[1].requests() + servers[2].requests(), before);
+    // Where Remora says nothing, what the client says is gone too, and the cluster chooses; the dead one as well.
+    let mut met = BTreeMap::new();
+    for _ in 0..60 {
+        let answer = client.get("www.example.com", "/", &twice[..1]).await.expect("an answer");
+        *met.entry(answer.who().to_owned()).or_insert(0) += 1;
+    }
+    let answered = (1..=3).filter(|number| met.contains_key(&endpoint(*number).to_string())).count();
+    assert_eq!(answered, 3, "{met:?}");
+}
+
+/// What a mesh does whose clusters can only look into a header, and whose router takes it away.
+async fn the_list_may_stay_a_header_until_the_endpoint_is_chosen(world: World, version: Version) {
+    let servers = servers(2).await;
+    let _feeder = Feeder::ready(&world, &[web(&[1, 4])], &[]).await;
+    let file = endpoints_of_cluster(&world, &[1, 2, 4]).display().to_string();
+    let text = replaced(&envoy::configuration("override-host.yaml"), "/etc/remora/endpoints.yaml", &file);
+    let (before, rest) =
+        text.split_once("          # Takes what Remora decided").expect("the filter is there");
+    let (_, after) =
+        rest.split_once("          - name: envoy.filters.http.router").expect("the router is there");
+    let text = format!("{before}          - name: envoy.filters.http.router{after}");
+    let text = replaced(
+        &text,
+        "override_host_sources: [{metadata: {key: remora, path: [{key: endpoints}]}}]",
+        "override_host_sources: [{header: x-remora-endpoints}]",
+    );
+    let text = replaced(
+        &text,
+        "filters.http.router.v3.Router}",
+        "filters.http.router.v3.Router, upstream_http_filters: [{name: remora-endpoints, typed_config: {\"@type\": \
+         type.googleapis.com/envoy.extensions.filters.http.header_mutation.v3.HeaderMutation, mutations: \
+         {request_mutations: [{remove: x-remora-endpoints}]}}}, {name: envoy.filters.http.upstream_codec, \
+         typed_config: {\"@type\": \
+         type.googleapis.com/envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec}}]}",
+    );
+    let envoy = Envoy::ready(&world, version, &text).await;
+    only(&[1]).await;
+    let before = servers[1].requests();
+    let retries = envoy.number("wasmcustom.remora_retries_total").await.expect("a number");
+    // Now and then the fourth is tried first, where nobody listens, and the first is next.
+    wait_until(SOON, "some are tried again", async || {
+        let answers = answers("web.shop", 32).await;
+        assert!(answers.keys().eq(["127.0.1.1:9000"]), "{answers:?}");
+        match envoy.number("wasmcustom.remora_retries_total").await? {
+            number if number > retries => Ok(()),
+            number => Err(format!("{number} retries")),
+        }
+    })
+    .await;
+    assert_eq!(servers[1].requests(), before);
+}
