@@ -23,7 +23,7 @@ pub enum Version {
 pub const ADMIN: &str = "127.0.0.1:9901";
 
 /// Where the files expect the filter.
-const INSTALLED: &str = "/etc/remora/filter.wasm";
+pub(crate) const INSTALLED: &str = "/etc/remora/filter.wasm";
 
 /// Owning one means that it runs.
 pub struct Envoy {
@@ -53,6 +53,52 @@ pub fn filter() -> PathBuf {
     path
 }
 
+/// The filter as it is built, but for a trap: a request with more than forty headers breaks its VM, and so does
+/// every tenth connection. Nothing in the module itself can be made to from outside.
+///
+/// # Panics
+/// When Binaryen fails.
+pub fn brittle_filter(world: &World) -> PathBuf {
+    let (text, built) = (world.own_folder().join("brittle.wat"), world.own_folder().join("brittle.wasm"));
+    let run = |program: &str, from: &Path, to: &Path| {
+        // Rust's target has them.
+        let features = ["--enable-bulk-memory", "--enable-sign-ext", "--enable-mutable-globals"];
+        let mut command = Command::new(program);
+        command.args(features).args(["--enable-nontrapping-float-to-int", "--enable-multivalue"]);
+        let output = command.arg("--enable-reference-types").arg(from).arg("-o").arg(to).output();
+        let output = output.unwrap_or_else(|error| panic!("{program}, of binaryen: {error}"));
+        assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    run("wasm-dis", &filter(), &text);
+    let mut module = fs::read_to_string(&text).expect("the module as text");
+    let mut take = |export: &str, trap: &str| {
+        let (before, rest) =
+            module.split_once(&format!("(export \"{export}\" (func ")).expect("the module has its exports");
+        let (function, after) = rest.split_once(')').expect("an export names a function");
+        let trap = trap.replace("$original", function);
+        module = format!("{before}(export \"{export}\" (func $brittle-{export}){after}");
+        let end = module.trim_end().len() - 1;
+        module.insert_str(end, &trap);
+    };
+    take(
+        "proxy_on_request_headers",
+        "(func $brittle-proxy_on_request_headers (param i32 i32 i32) (result i32)
+          (if (i32.gt_s (local.get 1) (i32.const 40)) (unreachable))
+          (call $original (local.get 0) (local.get 1) (local.get 2)))",
+    );
+    take(
+        "proxy_on_new_connection",
+        "(global $brittle-connections (mut i32) (i32.const 0))
+         (func $brittle-proxy_on_new_connection (param i32) (result i32)
+          (global.set $brittle-connections (i32.add (global.get $brittle-connections) (i32.const 1)))
+          (if (i32.eq (global.get $brittle-connections) (i32.const 10)) (unreachable))
+          (call $original (local.get 0)))",
+    );
+    fs::write(&text, module).expect("the folder of the world");
+    run("wasm-as", &text, &built);
+    built
+}
+
 /// The text of a file of `envoy/`, with the filter of this build in it.
 ///
 /// # Panics
@@ -76,7 +122,12 @@ pub fn replaced(text: &str, from: &str, to: &str) -> String {
 impl Envoy {
     /// Starts one with two workers, without waiting for it.
     pub fn start(world: &World, version: Version, configuration: &str) -> Envoy {
-        let file = world.own_folder().join("envoy.yaml");
+        Self::start_as(world, "envoy", version, configuration)
+    }
+
+    /// As [`Envoy::start`], under a name of its own: another one beside it.
+    pub fn start_as(world: &World, called: &str, version: Version, configuration: &str) -> Envoy {
+        let file = world.own_folder().join(format!("{called}.yaml"));
         fs::write(&file, configuration).expect("the folder of the world");
         let name = match version {
             Version::Newest => "envoy",
@@ -84,8 +135,10 @@ impl Envoy {
         };
         let mut command = Command::new(tools::built(name));
         command.args(["--concurrency", "2", "--disable-hot-restart", "-l", "warning"]);
+        // A listener that was taken away lives on for so long; by default for ten minutes.
+        command.args(["--drain-time-s", "1"]);
         command.args(["--component-log-level", "wasm:info", "-c"]).arg(file);
-        Envoy { program: Program::start(world, "envoy", command) }
+        Envoy { program: Program::start(world, called, command) }
     }
 
     /// Starts one and waits until it takes connections.

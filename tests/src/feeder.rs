@@ -19,7 +19,7 @@ const HEALTH: &str = "127.0.0.1:64104";
 pub struct Service {
     /// Its name.
     pub name: &'static str,
-    /// Its ClusterIP.
+    /// Its ClusterIP, or both with a comma.
     pub ip: &'static str,
     /// How to choose among its endpoints.
     pub balance: &'static str,
@@ -49,11 +49,13 @@ impl Service {
 
     fn write(&self, text: &mut String) {
         let Service { name, ip, balance, sticky, endpoints } = self;
+        let (first, ips) = (ip.split(',').next().unwrap_or_default(), ip.replace(',', "', '"));
         let affinity = if *sticky { ", sessionAffinity: ClientIP" } else { "" };
         let written = writeln!(
             text,
             "---\n{{kind: Service, apiVersion: v1, metadata: {{name: {name}, namespace: shop, annotations: \
-             {{remora.dev/balance: {balance}}}}}, spec: {{clusterIP: {ip}, ports: [{{port: 80}}]{affinity}}}}}"
+             {{remora.dev/balance: {balance}}}}}, spec: {{clusterIP: '{first}', clusterIPs: ['{ips}'], \
+             ports: [{{port: 80}}]{affinity}}}}}"
         );
         written.expect("text grows");
         // One slice for each endpoint: they differ in their port, too.
@@ -61,8 +63,9 @@ impl Service {
             let written = writeln!(
                 text,
                 "---\n{{kind: EndpointSlice, apiVersion: discovery.k8s.io/v1, metadata: {{name: {name}-{number}, \
-                 namespace: shop, labels: {{kubernetes.io/service-name: {name}}}}}, addressType: IPv4, \
-                 ports: [{{name: '', port: {}}}], endpoints: [{{addresses: [{}]}}]}}",
+                 namespace: shop, labels: {{kubernetes.io/service-name: {name}}}}}, addressType: {}, \
+                 ports: [{{name: '', port: {}}}], endpoints: [{{addresses: ['{}']}}]}}",
+                if endpoint.is_ipv6() { "IPv6" } else { "IPv4" },
                 endpoint.port(),
                 endpoint.ip(),
             );
@@ -85,6 +88,22 @@ impl Feeder {
     /// From here on, these are the Services. Nobody has to have noticed when this returns.
     pub fn change(&self, services: &[Service]) {
         write(&self.manifests, services);
+    }
+
+    /// How many read the feed.
+    pub async fn readers(&self) -> Result<u64, String> {
+        let (_, page) = ask::get(HEALTH.parse().expect("an address"), "/metrics").await?;
+        let number = page.lines().find_map(|line| line.strip_prefix("remora_feed_readers "));
+        number.and_then(|number| number.parse().ok()).ok_or(page)
+    }
+
+    /// Waits until so many read the feed.
+    pub async fn wait_readers(&self, count: u64) {
+        wait_until(SOON, &format!("{count} read the feed"), async || match self.readers().await {
+            Ok(readers) if readers == count => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
     }
 
     /// Ends it without a word (SIGKILL).

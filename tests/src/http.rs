@@ -172,8 +172,11 @@ impl Client {
 }
 
 async fn connect(from: SocketAddr, to: SocketAddr) -> Result<tokio::net::TcpStream, String> {
-    let socket = TcpSocket::new_v4().map_err(text)?;
-    socket.bind(from).map_err(text)?;
+    let socket = if to.is_ipv6() { TcpSocket::new_v6() } else { TcpSocket::new_v4() }.map_err(text)?;
+    // An unspecified address of one family is none of the other's.
+    if from.is_ipv6() == to.is_ipv6() {
+        socket.bind(from).map_err(text)?;
+    }
     socket.connect(to).await.map_err(text)
 }
 

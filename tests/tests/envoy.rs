@@ -260,7 +260,7 @@ async fn an_answer_may_take_longer_than_envoys_own_timeout(world: World, version
     let _envoy = http(&world, version).await;
     settles("every worker has the table", |answer| answer.status == 200).await;
     let mut client = Client::one(at(HTTP)).await.expect("a connection");
-    let answer = client.get("web.shop", "/slow/16000", &[]).await.expect("an answer");
+    let answer = client.get("web.shop", "/slow/20000", &[]).await.expect("an answer");
     assert_eq!(answer.status, 200, "{answer:?}");
 }
 
