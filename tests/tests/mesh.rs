@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use tests::envoy::{self, Envoy, Version, replaced};
 use tests::feeder::{Feeder, Service};
 use tests::http::{Client, Server};
 use tests::world::{self, Test};
-use tests::{SOON, World, wait_until};
+use tests::{SOON, World, envoy_gateway, istio, wait_until};
 
 /// Each in both Envoys.
 macro_rules! in_both {
@@ -40,6 +40,8 @@ fn main() -> ExitCode {
         an_endpoint_that_refuses_is_left_for_the_next_one_of_the_list,
         a_client_cannot_choose_among_the_endpoints_of_a_cluster,
         the_list_may_stay_a_header_until_the_endpoint_is_chosen,
+        a_route_of_envoy_gateway_goes_where_remora_says_and_tells_no_endpoint,
+        a_sidecar_of_istio_keeps_its_mutual_tls_and_its_retries_and_goes_where_remora_says,
     ])
 }
 
@@ -107,9 +109,13 @@ async fn answers(authority: &str, requests: usize) -> BTreeMap<String, usize> {
 
 /// Asks until these and no others answer.
 async fn only(endpoints: &[u8]) {
+    only_for("web.shop", endpoints).await;
+}
+
+async fn only_for(authority: &str, endpoints: &[u8]) {
     let wished: Vec<_> = endpoints.iter().map(|number| endpoint(*number).to_string()).collect();
     wait_until(SOON, "every worker has the table", async || {
-        let answers = answers("web.shop", 32).await;
+        let answers = answers(authority, 32).await;
         if answers.keys().eq(&wished) { Ok(()) } else { Err(format!("{answers:?}")) }
     })
     .await;
@@ -241,4 +247,103 @@ async fn the_list_may_stay_a_header_until_the_endpoint_is_chosen(world: World, v
     })
     .await;
     assert_eq!(servers[1].requests(), before);
+}
+
+async fn a_route_of_envoy_gateway_goes_where_remora_says_and_tells_no_endpoint(
+    world: World,
+    version: Version,
+) {
+    let servers = servers(3).await;
+    let feeder = Feeder::ready(&world, &[web(&[1, 2])], &[]).await;
+    let ips: Vec<_> = (1..=4).map(|number| endpoint(number).ip().to_string()).collect();
+    let text = envoy_gateway::configuration(&world, &envoy::filter(), &ips);
+    let envoy = Envoy::ready(&world, version, &text).await;
+    // Whatever a client calls the Service: the plugin knows whom the route is for.
+    only_for("www.example.com", &[1, 2]).await;
+    let before = servers[2].requests();
+    let steering = [("x-remora-endpoints", "127.0.1.3:9000"), ("X-Remora-Endpoints", "127.0.1.3:9000")];
+    let mut client = Client::one(at(HTTP)).await.expect("a connection");
+    for _ in 0..40 {
+        let answer = client.get("www.example.com:8080", "/", &steering).await.expect("an answer");
+        assert!(answer.status == 200 && !answer.body.contains("x-remora"), "{answer:?}");
+    }
+    assert_eq!(servers[2].requests(), before);
+    // Nobody listens at the fourth.
+    feeder.change(&[web(&[3, 4])]);
+    only_for("www.example.com", &[3]).await;
+    envoy.wait_number("remora_retries_total", |retries| retries > 0).await;
+}
+
+/// An address of the Service, as the Pod `client` dials it.
+const DIALLED: &str = "10.96.0.10:80";
+
+/// A request to the Service, from the Pod: which Pod answered, and all that its server saw.
+async fn from_pod(authority: &str, more: &[(&str, &str)]) -> Result<(String, String), String> {
+    let answer = Client::one(at(DIALLED)).await?.get(authority, "/", more).await?;
+    if answer.status != 200 {
+        return Err(format!("{answer:?}"));
+    }
+    Ok((answer.who().to_owned(), answer.body))
+}
+
+/// Asks until these Pods and no others answer, each request well.
+async fn only_pods(authority: &str, pods: &[u8]) {
+    let wished: Vec<_> = pods.iter().map(|number| format!("127.0.2.{number}:9000")).collect();
+    wait_until(SOON, &format!("the Pods {pods:?} answer"), async || {
+        let mut answers = BTreeMap::new();
+        for _ in 0..40 {
+            *answers.entry(from_pod(authority, &[]).await?.0).or_insert(0) += 1;
+        }
+        if answers.keys().eq(&wished) { Ok(()) } else { Err(format!("{answers:?}")) }
+    })
+    .await;
+}
+
+async fn a_sidecar_of_istio_keeps_its_mutual_tls_and_its_retries_and_goes_where_remora_says(
+    world: World,
+    version: Version,
+) {
+    istio::assert_current();
+    let mut servers = Vec::new();
+    for number in 1..=3 {
+        servers.push(Server::start(&format!("127.0.2.{number}:9000")).await);
+    }
+    let feeder = Feeder::ready(&world, &[web(&[1, 2])], &[]).await;
+    istio::certificates(&world);
+    // Nobody listens at the fourth Pod.
+    let _pods = Envoy::start_as(&world, "pods", version, &istio::pods(&world, &[1, 2, 3]));
+    let envoy = Envoy::ready(&world, version, &istio::client(&world, &envoy::filter())).await;
+    // What istio-init does in a Pod.
+    run("ip", &["addr", "replace", "10.96.0.10/32", "dev", "lo"]);
+    run("nft", &["add table ip istio"]);
+    run("nft", &["add chain ip istio output { type nat hook output priority -100; }"]);
+    run("nft", &["add rule ip istio output ip daddr 10.96.0.0/12 meta l4proto tcp redirect to :15001"]);
+
+    for authority in ["web.shop", "web.shop.svc.cluster.local", "10.96.0.10"] {
+        only_pods(authority, &[1, 2]).await;
+    }
+    let steering = [("x-remora-endpoints", "127.0.1.3:9000"), ("x-remora-endpoints", "127.0.1.3:9000")];
+    for _ in 0..20 {
+        let (who, seen) = from_pod("web.shop", &steering).await.expect("an answer");
+        assert_ne!(who, "127.0.2.3:9000", "a client has chosen");
+        assert!(seen.contains("URI=spiffe://cluster.local/ns/shop/sa/client"), "no mutual TLS: {seen}");
+        assert!(!seen.contains("x-remora"), "{seen}");
+    }
+    // The fourth is tried now and then, and Istio's own retries go on to the third.
+    feeder.change(&[web(&[3, 4])]);
+    only_pods("web.shop", &[3]).await;
+    envoy.wait_number("remora_retries_total", |retries| retries > 0).await;
+    let log = envoy.program.output();
+    assert!(log.contains("endpoint put aside service=shop/web port= endpoint=127.0.1.4:9000"), "{log}");
+    // Where Remora knows nothing, Istio chooses among all.
+    feeder.change(&[]);
+    only_pods("web.shop", &[1, 2, 3]).await;
+    let requests = envoy.number("cluster.outbound|80||web.shop.svc.cluster.local;.upstream_rq_total").await;
+    assert!(requests.as_ref().is_ok_and(|requests| *requests > 0), "not Istio's cluster: {requests:?}");
+    run("nft", &["delete table ip istio"]);
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    let output = Command::new(program).args(arguments).output().expect("iproute2 and nftables");
+    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
