@@ -17,8 +17,9 @@ pub enum Wanted {
 }
 
 /// Reads `web.shop.svc.cluster.local`, `web.shop.svc`, `web.shop` or an IP address, each with a port or without;
-/// `domain` is the cluster's. `None` for any other name: it is no Service's.
-pub fn read(authority: &str, domain: &str) -> Option<Wanted> {
+/// `domain` is the cluster's, `namespace` that of a name without one, if such a name is to be a Service's. `None` for any
+/// other name: it is no Service's.
+pub fn read(authority: &str, domain: &str, namespace: Option<&str>) -> Option<Wanted> {
     if let Ok(address) = authority.parse() {
         return Some(Wanted::Address(address));
     }
@@ -38,7 +39,11 @@ pub fn read(authority: &str, domain: &str) -> Option<Wanted> {
         Some(full) => full.strip_suffix(".svc")?,
         None => host.strip_suffix(".svc").unwrap_or(&host),
     };
-    let (name, namespace) = short.split_once('.')?;
+    let (name, namespace) = match (short.split_once('.'), namespace) {
+        (Some(both), _) => both,
+        (None, Some(namespace)) if short.len() == host.len() => (short, namespace),
+        _ => return None,
+    };
     if namespace.contains('.') {
         return None;
     }
@@ -62,19 +67,30 @@ mod tests {
             "web.shop.svc.cluster.local.",
             "WEB.Shop",
         ] {
-            assert_eq!(read(host, "cluster.local"), service("80"), "{host}");
-            assert_eq!(read(&format!("{host}:8080"), "cluster.local"), service("8080"), "{host}");
+            assert_eq!(read(host, "cluster.local", None), service("80"), "{host}");
+            assert_eq!(read(&format!("{host}:8080"), "cluster.local", None), service("8080"), "{host}");
         }
-        assert_eq!(read("web.shop.svc.my.zone:81", "my.zone"), service("81"));
+        assert_eq!(read("web.shop.svc.my.zone:81", "my.zone", None), service("81"));
     }
 
     #[test]
     fn an_address_stands_for_itself() {
         let address = |text: &str| Some(Wanted::Address(text.parse().unwrap()));
-        assert_eq!(read("10.96.0.1", "cluster.local"), address("10.96.0.1:80"));
-        assert_eq!(read("10.96.0.1:81", "cluster.local"), address("10.96.0.1:81"));
-        assert_eq!(read("[fd00::1]", "cluster.local"), address("[fd00::1]:80"));
-        assert_eq!(read("[fd00::1]:81", "cluster.local"), address("[fd00::1]:81"));
+        assert_eq!(read("10.96.0.1", "cluster.local", None), address("10.96.0.1:80"));
+        assert_eq!(read("10.96.0.1:81", "cluster.local", None), address("10.96.0.1:81"));
+        assert_eq!(read("[fd00::1]", "cluster.local", None), address("[fd00::1]:80"));
+        assert_eq!(read("[fd00::1]:81", "cluster.local", None), address("[fd00::1]:81"));
+    }
+
+    #[test]
+    fn a_name_alone_is_a_service_of_the_namespace_that_is_meant() {
+        let read = |authority| read(authority, "cluster.local", Some("shop"));
+        assert_eq!(read("web"), service("80"));
+        assert_eq!(read("Web.:8080"), service("8080"));
+        assert_eq!(read("web.shop"), service("80"));
+        for other in ["", ".", "web.svc", "web.svc.cluster.local", "we_b", "www.example.com"] {
+            assert_eq!(read(other), None, "{other}");
+        }
     }
 
     #[test]
@@ -99,7 +115,7 @@ mod tests {
             "a/b.c/d",
             "\u{fc}.shop",
         ] {
-            assert_eq!(read(other, "cluster.local"), None, "{other}");
+            assert_eq!(read(other, "cluster.local", None), None, "{other}");
         }
     }
 }

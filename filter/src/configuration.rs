@@ -35,6 +35,8 @@ pub struct Configuration {
     pub node: Option<String>,
     /// The zone in which this Envoy runs; by default the `zone` of its locality.
     pub zone: Option<String>,
+    /// The namespace of a name without one: of whom the clients of this Envoy are. By default such a name is no Service's.
+    pub namespace: Option<String>,
     /// The cluster's domain, in which authorities name Services. Default `cluster.local`.
     pub cluster_domain: String,
     /// `connectTimeout`, in seconds: that of Envoy's clusters; for so long a connect may be under way. Default 5.
@@ -43,7 +45,7 @@ pub struct Configuration {
 
 /// The fields, for messages.
 const FIELDS: &str =
-    "feed, service, namespaces, fallback, overrideHost, node, zone, clusterDomain, connectTimeout";
+    "feed, service, namespaces, namespace, fallback, overrideHost, node, zone, clusterDomain, connectTimeout";
 
 /// Where what is not in the table goes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -75,6 +77,7 @@ impl Configuration {
             namespaces: Vec::new(),
             fallback: Fallback::None,
             override_host: false,
+            namespace: None,
             node: None,
             zone: None,
             cluster_domain: "cluster.local".to_owned(),
@@ -140,12 +143,10 @@ impl Configuration {
             "overrideHost" => {
                 self.override_host = match (plugin, value) {
                     (Plugin::Http, Value::Bool(whether)) => whether,
-                    (Plugin::Http, other) => return Err(wrong(&other, "true or false")),
-                    (Plugin::Network, other) => {
-                        return Err(wrong(&other, "nothing: only the plugin http has it"));
-                    }
+                    (_, other) => return Err(wrong(&other, "true or false, in the plugin http alone")),
                 };
             }
+            "namespace" => self.namespace = Some(text(value, "the name of a namespace")?),
             "node" => self.node = Some(text(value, "the name of a node")?),
             "zone" => self.zone = Some(text(value, "the name of a zone")?),
             "clusterDomain" => self.cluster_domain = text(value, "a domain, such as cluster.local")?,
@@ -230,6 +231,8 @@ mod tests {
         assert_eq!(some.subscription(), Subscription::namespaces(["a".into(), "b".into()]));
         assert_eq!((some.fallback, some.override_host), (Fallback::Route, false));
         assert!(read(r#"{"feed": "f", "overrideHost": true}"#, Plugin::Http).unwrap().override_host);
+        let short = read(r#"{"feed": "f", "namespace": "shop"}"#, Plugin::Http).unwrap();
+        assert_eq!(short.namespace.as_deref(), Some("shop"));
     }
 
     #[test]
@@ -278,9 +281,13 @@ mod tests {
             (
                 r#"{"feed": "f", "overrideHost": "x"}"#,
                 Plugin::Http,
-                r#"the field overrideHost of the configuration is wrong: it is "x", expected true or false"#,
+                r#"the field overrideHost of the configuration is wrong: it is "x", expected true or false, in"#,
             ),
-            (r#"{"feed": "f", "overrideHost": true}"#, Plugin::Network, "only the plugin http has it"),
+            (
+                r#"{"feed": "f", "overrideHost": true}"#,
+                Plugin::Network,
+                "expected true or false, in the plugin http alone",
+            ),
             (r#"{"feed": "f", "connectTimeout": 0}"#, Plugin::Http, "it is 0, expected seconds"),
             (r#"{"feed": "f", "connectTimeout": 1e3}"#, Plugin::Http, "the field connectTimeout"),
             (r#"{"feed": "f", "connectTimeout": 3600.001}"#, Plugin::Http, "the field connectTimeout"),

@@ -46,7 +46,10 @@ impl Request {
         let found = match &plan.wanted {
             Some(wanted) => vm(|vm| vm.find(wanted)),
             None => Self::authority()
-                .and_then(|text| authority::read(&text, &plan.configuration.cluster_domain))
+                .and_then(|text| {
+                    let namespace = plan.configuration.namespace.as_deref();
+                    authority::read(&text, &plan.configuration.cluster_domain, namespace)
+                })
                 .map_or(Found::Unknown, |wanted| vm(|vm| vm.find(&wanted))),
         };
         let (path, port) = match found {
@@ -89,9 +92,15 @@ impl Request {
 /// Writes the headers, those without an endpoint too: whatever a client sent is gone.
 fn set_headers(plan: &Plan, endpoints: [Option<std::net::SocketAddr>; ATTEMPTS]) {
     if plan.configuration.override_host {
-        let texts: Vec<_> = endpoints.iter().flatten().map(ToString::to_string).collect();
-        let list = (!texts.is_empty()).then(|| texts.join(","));
-        let _ = hostcalls::set_map_value(MapType::HttpRequestHeaders, LIST, list.as_deref());
+        let mut list = String::new();
+        for endpoint in endpoints.iter().flatten() {
+            if !list.is_empty() {
+                list.push(',');
+            }
+            list.push_str(&endpoint.to_string());
+        }
+        let list = Some(&*list).filter(|list| !list.is_empty());
+        let _ = hostcalls::set_map_value(MapType::HttpRequestHeaders, LIST, list);
         return;
     }
     for (header, endpoint) in HEADERS.iter().zip(endpoints) {

@@ -319,7 +319,7 @@ async fn a_sidecar_of_istio_keeps_its_mutual_tls_and_its_retries_and_goes_where_
     run("nft", &["add chain ip istio output { type nat hook output priority -100; }"]);
     run("nft", &["add rule ip istio output ip daddr 10.96.0.0/12 meta l4proto tcp redirect to :15001"]);
 
-    for authority in ["web.shop", "web.shop.svc.cluster.local", "10.96.0.10"] {
+    for authority in ["web", "web.shop", "web.shop.svc.cluster.local", "10.96.0.10"] {
         only_pods(authority, &[1, 2]).await;
     }
     let steering = [("x-remora-endpoints", "127.0.1.3:9000"), ("x-remora-endpoints", "127.0.1.3:9000")];
