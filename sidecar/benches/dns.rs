@@ -130,8 +130,9 @@ fn ip(i: usize) -> String {
     format!("10.96.{}.{}", i / 250, i % 250 + 1)
 }
 
+/// On an address that nobody else's connections come from, so that the port is free for streams too.
 fn free() -> SocketAddr {
-    UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    UdpSocket::bind("127.0.77.1:0").unwrap().local_addr().unwrap()
 }
 
 impl Server {
