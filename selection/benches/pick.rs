@@ -118,6 +118,15 @@ fn picks(report: &mut Report) {
         (0..20_000).for_each(|i| ask(&port, i));
         report.line("  allocations in 20,000", (MADE.load(Relaxed) - made) as f64, "", Some(0.0), "");
     }
+    let port = sample::ports(1_000, Balance::Maglev);
+    let mut two = Tried::default();
+    let next = |tried: &Tried| sample::chosen(pick(&port, &questions(tried)[7], &Tallies)).0.address;
+    (0..2).for_each(|_| two.add(next(&two)));
+    let asked = questions(&two)[7];
+    let third = |_| {
+        black_box(pick(&port, &asked, &Tallies));
+    };
+    report.time("pick of 1,000 endpoints, maglev, the client's third", time(20_000, third), Some(75.0), "ns");
     for (share, words) in [(100, "1 in 100"), (2, "half")] {
         let port = sample::ports(1_000, Balance::LeastConnections);
         port.endpoints.iter().step_by(share).for_each(|e| assert!(e.tally.failed(0, 0)));

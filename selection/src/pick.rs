@@ -309,6 +309,12 @@ impl<'t, H: Health> Choice<'t, '_, H> {
     /// among those.
     #[cold]
     fn among_the_well(&self, a: u32, b: u32, listen: &mut impl FnMut(Step<'t>)) -> Option<&'t Endpoint> {
+        // Maglev's next one needs no count if it is well: it is the same whoever else is left.
+        if let Some(next) = self.next_of_series(|i| !self.is_tried(i))
+            && !self.is_aside(next)
+        {
+            return Some(self.settle(next, next, |_| false, listen));
+        }
         let members = &self.pool.members;
         let (mut tried, mut aside, mut both) = (0, 0, 0);
         for &i in members {
@@ -340,17 +346,9 @@ impl<'t, H: Health> Choice<'t, '_, H> {
                 let (a, b) = two_below(again, n);
                 return Some((nth(a)?, nth(b)?));
             }
-            // The next hashes of a series that begins with the client, so that each client has an order of its
-            // own: whoever is left keeps its clients, and those of the others spread.
-            (Balance::Maglev, Some(maglev)) => {
-                const LOOKUPS: usize = 16;
-                let series = std::iter::successors(Some(client_hash(flow.client.ip())), |h| Some(mix(*h)));
-                let last = series.clone().nth(LOOKUPS)?;
-                series
-                    .take(LOOKUPS)
-                    .map(|hash| members[maglev.member(hash)])
-                    .find(|&i| may(i))
-                    .or_else(|| nth(below((last >> 32) as u32, n)))?
+            (Balance::Maglev, Some(_)) => {
+                let last = series(flow).nth(LOOKUPS)?;
+                self.next_of_series(&may).or_else(|| nth(below((last >> 32) as u32, n)))?
             }
             // A turn of one who is left out goes to each of the others in its turn.
             (Balance::RoundRobin, _) => {
@@ -361,6 +359,14 @@ impl<'t, H: Health> Choice<'t, '_, H> {
             _ => nth(below((again >> 32) as u32, n))?,
         };
         Some((one, one))
+    }
+
+    /// The first member that `may` be chosen in the order that the client has of its own with Maglev: whoever is left
+    /// keeps its clients, and those of the others spread. `None` also if too many of the first may not.
+    fn next_of_series(&self, may: impl Fn(u32) -> bool) -> Option<u32> {
+        let (Balance::Maglev, Some(maglev)) = (self.port.balance, &self.pool.maglev) else { return None };
+        let members = series(&self.question.flow).map(|hash| self.member(maglev.member(hash) as u32));
+        members.take(LOOKUPS).find(|&i| may(i))
     }
 
     fn endpoint(&self, i: u32) -> &'t Endpoint {
@@ -378,6 +384,14 @@ impl<'t, H: Health> Choice<'t, '_, H> {
     fn is_aside(&self, i: u32) -> bool {
         self.health.aside(i as usize, self.endpoint(i), self.question.now)
     }
+}
+
+/// How far a client's order of Maglev's members is followed.
+const LOOKUPS: usize = 16;
+
+/// The hashes by which the client of `flow` looks members up, one after the other.
+fn series(flow: &Flow) -> impl Iterator<Item = u64> + use<> {
+    std::iter::successors(Some(client_hash(flow.client.ip())), |hash| Some(mix(*hash)))
 }
 
 /// Two different numbers below `n`, which is at least 2.

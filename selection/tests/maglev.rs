@@ -163,6 +163,32 @@ fn a_client_whose_endpoint_was_tried_gets_another_one_always_the_same() {
 }
 
 #[test]
+fn a_client_follows_an_order_of_its_own_past_whoever_was_tried_or_is_aside() {
+    let port = sample::ports(10, Balance::Maglev);
+    let next = |i: u32, tried: &[SocketAddr], aside: &[SocketAddr]| {
+        let mut all = Tried::default();
+        tried.iter().for_each(|address| all.add(*address));
+        let flow = Flow { client: SocketAddr::new(client(i), 4321), inside: false };
+        let aside = port.endpoints.iter().map(|endpoint| aside.contains(&endpoint.address)).collect();
+        let health = Listed { aside, loads: Vec::new() };
+        sample::chosen(pick(&port, &sample::question(flow, 0, &all), &health)).0.address
+    };
+    for i in 0..1_000 {
+        let mut order: Vec<SocketAddr> = Vec::new();
+        for _ in 0..5 {
+            order.push(next(i, &order, &[]));
+        }
+        // Each of the first four is well, was tried or is aside.
+        for case in 0..3_u32.pow(4) {
+            let is = |at: usize| case / 3_u32.pow(at as u32) % 3;
+            let those = |what| (0..4).filter(|at| is(*at) == what).map(|at| order[at]).collect::<Vec<_>>();
+            let expected = (0..4).find(|at| is(*at) == 0).unwrap_or(4);
+            assert_eq!(next(i, &those(1), &those(2)), order[expected], "{order:?} {case}");
+        }
+    }
+}
+
+#[test]
 fn more_endpoints_than_a_table_has_entries_still_serve() {
     let port = sample::ports(70_000, Balance::Maglev);
     let homes: std::collections::BTreeSet<_> = endpoints(&port, 2_000).into_iter().collect();
