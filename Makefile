@@ -32,11 +32,12 @@ lint: ## Check formatting, clippy, the laws of the crates, the wasm builds.
 		cargo build -q --locked -p watcher --no-default-features --target $$target || exit 1; done
 	@cargo clippy -q --locked -p filter --target wasm32-wasip1 -- -D warnings
 
-bench: ## Measure picks, changes, the feed, names and the relay beside their peers, and what capture costs.
-	@.ci/prerequisites build
+bench: ## Measure picks, changes, the feed, names, the relay and Envoy beside their peers, and what capture costs.
+	@.ci/prerequisites test
 	@sidecar/benches/peers
 	@missed=0; for bench in 'selection --bench pick' 'watcher --bench store' 'watcher --bench feed' \
-		'sidecar --bench dns' 'sidecar --bench relay' 'sidecar --bench relay -- capture'; do \
+		'sidecar --bench dns' 'sidecar --bench node' 'sidecar --bench relay' 'sidecar --bench relay -- capture' \
+		'tests --bench envoy'; do \
 		cargo bench --locked -p $$bench || missed=1; done; exit $$missed
 
 fmt: ## Format the code.
