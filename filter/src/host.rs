@@ -3,12 +3,12 @@
 
 use std::cell::RefCell;
 use std::hash::{BuildHasher, RandomState};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Instant;
 
 use proxy_wasm::hostcalls;
 use proxy_wasm::types::{LogLevel, MetricType};
-use selection::{Millis, Seed};
+use selection::{Millis, Path, Seed, ServicePort};
 
 use crate::counts::Count;
 use crate::outcome::{self, Outcome, Reached};
@@ -52,6 +52,12 @@ pub(crate) fn address(path: &[&str]) -> Option<SocketAddr> {
     text(path)?.parse().ok()
 }
 
+/// Who connects to `port` as `path`, if that matters there: what every client may have is chosen by chance alone.
+pub(crate) fn client(port: &ServicePort, path: Path) -> Option<SocketAddr> {
+    const ANYBODY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+    if port.looks_at_client(path) { address(&["source", "address"]) } else { Some(ANYBODY) }
+}
+
 fn number(path: &[&str]) -> u64 {
     property(path).as_deref().and_then(outcome::number).unwrap_or(0)
 }
@@ -78,22 +84,37 @@ pub(crate) fn set_filter_state(path: &str, value: &str) -> bool {
     hostcalls::call_foreign_function("set_envoy_filter_state", Some(&message)).is_ok()
 }
 
-/// Reads how `attempt` went, tells the tallies, and says whom that puts aside. Envoy may have gone elsewhere than it was
-/// told if that was only a proposal.
-pub(crate) fn settle(attempt: Attempt, is_proposal: bool) {
-    let tried = number(&["upstream", "request_attempt_count"]) as usize;
+/// What has ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ends {
+    /// A connection, which has one endpoint only.
+    Connection,
+    /// A request, which went where it was told.
+    Request,
+    /// A request that may have gone elsewhere than it was told: that was only a proposal.
+    Proposed,
+}
+
+/// Reads how `attempt` went, tells the tallies, and says whom that puts aside. A question to Envoy costs more than a
+/// choice, so what changes nothing is not asked.
+pub(crate) fn settle(attempt: Attempt, ends: Ends) {
+    let tried =
+        if ends == Ends::Connection { 1 } else { number(&["upstream", "request_attempt_count"]) as usize };
     let has_failed = number(&["response", "flags"]) & outcome::CONNECT_FAILED != 0;
+    if !has_failed && tried <= 1 && !attempt.is_trial() {
+        return;
+    }
     let failure = has_failed.then(|| {
         let reason = text(&["upstream", "transport_failure_reason"]);
         outcome::failure(reason.as_deref().unwrap_or_default())
     });
-    // Worth a call only where it changes something.
-    let is_asked = !has_failed && (tried > 1 || attempt.is_trial());
     let connected =
-        is_asked && property(&["upstream", "local_address"]).is_some_and(|address| !address.is_empty());
+        !has_failed && property(&["upstream", "local_address"]).is_some_and(|address| !address.is_empty());
     let now = now();
-    let reached =
-        if is_proposal { Reached::At(address(&["upstream", "address"])) } else { Reached::AsChosen };
+    let reached = match ends {
+        Ends::Proposed => Reached::At(address(&["upstream", "address"])),
+        _ => Reached::AsChosen,
+    };
     let outcome = Outcome { tried, failure, connected, reached };
     for PutAside { port, endpoint, failures } in vm(|vm| vm.settle(attempt, &outcome, now)) {
         log(

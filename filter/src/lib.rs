@@ -8,14 +8,19 @@
 //! by `selection`; nothing about choosing is written in this crate. `root`, `network` and `http` speak with Envoy
 //! and exist only in the module; everything else is pure and is tested natively.
 
+pub mod address;
 pub mod authority;
 pub mod configuration;
 pub mod counts;
 pub mod json;
+pub mod known;
 pub mod link;
 pub mod outcome;
 pub mod vm;
 
+#[cfg(target_os = "wasi")]
+#[allow(unsafe_code, missing_docs, reason = "entries that the ABI prescribes, as the SDK writes them")]
+mod entry;
 #[cfg(target_os = "wasi")]
 mod host;
 #[cfg(target_os = "wasi")]
@@ -24,11 +29,5 @@ mod http;
 mod network;
 #[cfg(target_os = "wasi")]
 mod root;
-
 #[cfg(target_os = "wasi")]
-#[allow(unsafe_code, missing_docs, reason = "the entry that the ABI prescribes, as the SDK writes it")]
-mod entry {
-    proxy_wasm::main! {{
-        proxy_wasm::set_root_context(|id| Box::new(crate::root::Root::new(id)));
-    }}
-}
+mod stream;

@@ -5,13 +5,13 @@
 use std::rc::Rc;
 
 use proxy_wasm::hostcalls;
-use proxy_wasm::traits::{Context, StreamContext};
 use proxy_wasm::types::{Action, LogLevel};
 
+use crate::address;
 use crate::authority::Wanted;
 use crate::configuration::Fallback;
 use crate::counts::Count;
-use crate::host::{address, log, now, set_filter_state, settle, vm};
+use crate::host::{self, Ends, client, log, now, set_filter_state, settle, vm};
 use crate::root::Plan;
 use crate::vm::{Attempt, Found};
 
@@ -22,7 +22,7 @@ const CLUSTER: &str = "envoy.tcp_proxy.cluster";
 
 /// One connection.
 pub(crate) struct Connection {
-    plan: Option<Rc<Plan>>,
+    plan: Rc<Plan>,
     attempt: Option<Attempt>,
     is_counted: bool,
 }
@@ -36,38 +36,25 @@ enum Way {
 }
 
 impl Connection {
-    pub(crate) fn new(plan: Option<Rc<Plan>>) -> Self {
+    pub(crate) fn new(plan: Rc<Plan>) -> Self {
         Self { plan, attempt: None, is_counted: false }
     }
 
-    fn find(plan: &Plan) -> Way {
-        let found = match &plan.wanted {
-            Some(wanted) => vm(|vm| vm.find(wanted)),
-            None => address(&["destination", "address"])
-                .map_or(Found::Unknown, |dialled| vm(|vm| vm.find(&Wanted::Address(dialled)))),
-        };
-        let Found::Port(path, port) = found else { return Way::Fallback };
-        let Some(client) = address(&["source", "address"]) else { return Way::Nowhere };
-        let now = now();
-        vm(|vm| vm.choose(&port, path, client, 1, plan.configuration.connect_timeout, now))
-            .map_or(Way::Nowhere, Way::Endpoint)
-    }
-}
-
-impl Context for Connection {}
-
-impl StreamContext for Connection {
-    fn on_new_connection(&mut self) -> Action {
+    /// It was made.
+    pub(crate) fn begin(&mut self) -> Action {
         vm(|vm| vm.counts.add(Count::ConnectionsOpened));
         self.is_counted = true;
-        let way = self.plan.as_deref().map_or(Way::Nowhere, Self::find);
-        let goes = match (way, self.plan.as_deref().map(|plan| &plan.configuration.fallback)) {
+        let goes = match (Self::find(&self.plan), &self.plan.configuration.fallback) {
             (Way::Endpoint(attempt), _) => {
                 let [endpoint, ..] = attempt.endpoints();
                 self.attempt = Some(attempt);
-                endpoint.is_some_and(|endpoint| set_filter_state(ENDPOINT, &endpoint.to_string()))
+                endpoint.is_some_and(|endpoint| {
+                    let mut text = String::with_capacity(64);
+                    address::write(&mut text, endpoint);
+                    set_filter_state(ENDPOINT, &text)
+                })
             }
-            (Way::Fallback, Some(Fallback::Cluster(cluster))) => {
+            (Way::Fallback, Fallback::Cluster(cluster)) => {
                 vm(|vm| vm.counts.add(Count::ConnectionsPassed));
                 set_filter_state(CLUSTER, cluster)
             }
@@ -82,12 +69,26 @@ impl StreamContext for Connection {
         Action::Pause
     }
 
-    fn on_log(&mut self) {
+    /// It ended.
+    pub(crate) fn end(&mut self) {
         if std::mem::take(&mut self.is_counted) {
             vm(|vm| vm.counts.add(Count::ConnectionsClosed));
         }
         if let Some(attempt) = self.attempt.take() {
-            settle(attempt, false);
+            settle(attempt, Ends::Connection);
         }
+    }
+
+    fn find(plan: &Plan) -> Way {
+        let found = match &plan.wanted {
+            Some(wanted) => vm(|vm| vm.find(wanted)),
+            None => host::address(&["destination", "address"])
+                .map_or(Found::Unknown, |dialled| vm(|vm| vm.find(&Wanted::Address(dialled)))),
+        };
+        let Found::Port(path, port) = found else { return Way::Fallback };
+        let Some(client) = client(&port, path) else { return Way::Nowhere };
+        let now = now();
+        vm(|vm| vm.choose(&port, path, client, 1, plan.configuration.connect_timeout, now))
+            .map_or(Way::Nowhere, Way::Endpoint)
     }
 }

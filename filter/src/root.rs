@@ -1,20 +1,22 @@
 //! A plugin's root context: reads its configuration, keeps the stream of the feed open, makes contexts for connections
 //! and requests. One per plugin and VM; whichever comes first opens the stream for all. Never picks.
 
+use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use proxy_wasm::hostcalls;
-use proxy_wasm::traits::{Context, HttpContext, RootContext, StreamContext};
-use proxy_wasm::types::{BufferType, ContextType, LogLevel};
-use selection::{Here, Symbol};
+use proxy_wasm::traits::{Context, RootContext};
+use proxy_wasm::types::{BufferType, LogLevel};
+use selection::{Here, Path, ServicePort, Symbol};
 
 use crate::authority::Wanted;
 use crate::configuration::{Configuration, Plugin};
 use crate::counts::Count;
 use crate::host::{log, now, tell_metrics, text, vm};
-use crate::http::Request;
-use crate::network::Connection;
+use crate::known::Known;
+use crate::stream;
 use crate::vm::Found;
 
 /// How often a root context looks whether something is due.
@@ -25,7 +27,6 @@ const TELL: u32 = 5;
 /// The root context of one plugin in one VM.
 pub(crate) struct Root {
     id: u32,
-    plugin: Option<Plugin>,
     plan: Option<Rc<Plan>>,
     ticks: u32,
     /// The configured Service was in the table when it was looked for last.
@@ -37,11 +38,13 @@ pub(crate) struct Plan {
     pub(crate) configuration: Configuration,
     /// Whom everything is for, if the configuration says so.
     pub(crate) wanted: Option<Wanted>,
+    /// Whom authorities stood for.
+    pub(crate) known: RefCell<Known<(Path, Arc<ServicePort>)>>,
 }
 
 impl Root {
     pub(crate) fn new(id: u32) -> Self {
-        Self { id, plugin: None, plan: None, ticks: 0, is_known: true }
+        Self { id, plan: None, ticks: 0, is_known: true }
     }
 
     fn configure(&mut self) -> Result<(), String> {
@@ -64,8 +67,9 @@ impl Root {
             zone: symbol(configuration.zone.clone().or_else(|| locality("zone"))),
         };
         vm(|vm| vm.join(self.id, &configuration.feed, &here, configuration.subscription()))?;
-        self.plugin = Some(plugin);
-        self.plan = Some(Rc::new(Plan { wanted: configuration.wanted(), configuration }));
+        let plan = Rc::new(Plan { wanted: configuration.wanted(), configuration, known: RefCell::default() });
+        stream::configured(self.id, plugin, &plan);
+        self.plan = Some(plan);
         Ok(())
     }
 
@@ -145,6 +149,7 @@ impl Root {
 
 impl Drop for Root {
     fn drop(&mut self) {
+        stream::gone(self.id);
         vm(|vm| vm.leave(self.id));
     }
 }
@@ -197,20 +202,5 @@ impl RootContext for Root {
             tell_metrics();
             self.look_for_service();
         }
-    }
-
-    fn get_type(&self) -> Option<ContextType> {
-        Some(match self.plugin {
-            Some(Plugin::Network) => ContextType::StreamContext,
-            _ => ContextType::HttpContext,
-        })
-    }
-
-    fn create_stream_context(&self, _: u32) -> Option<Box<dyn StreamContext>> {
-        Some(Box::new(Connection::new(self.plan.clone())))
-    }
-
-    fn create_http_context(&self, _: u32) -> Option<Box<dyn HttpContext>> {
-        Some(Box::new(Request::new(self.plan.clone())))
     }
 }

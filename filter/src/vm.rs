@@ -17,6 +17,7 @@ use watcher::feed::{self, Mirror, Names, Progress, Subscription};
 
 use crate::authority::Wanted;
 use crate::counts::{Count, Counts};
+use crate::known::Known;
 use crate::link::Link;
 use crate::outcome::{Outcome, Reached};
 
@@ -240,6 +241,21 @@ impl Vm {
             Wanted::Address(address) => table.at(&Destination::new(*address, Protocol::Tcp)),
         };
         found.map_or(Found::Unknown, |(path, port)| Found::Port(path, Arc::clone(port)))
+    }
+
+    /// Whom the table has for an authority: what is `known` of it, else what it `read`s as.
+    pub fn find_known(
+        &self,
+        known: &mut Known<(Path, Arc<ServicePort>)>,
+        authority: &[u8],
+        read: impl FnOnce() -> Option<Wanted>,
+    ) -> Found {
+        let Some(mirror) = self.mirror().filter(|mirror| mirror.is_synced()) else { return Found::NoTable };
+        let found = known.get(mirror.table().version(), authority, || match self.find(&read()?) {
+            Found::Port(path, port) => Some((path, port)),
+            Found::Unknown | Found::NoTable => None,
+        });
+        found.map_or(Found::Unknown, |(path, port)| Found::Port(path, port))
     }
 
     /// Chooses endpoints of `port` for `client`: one, and up to `most` altogether that are to be tried in turn. A

@@ -310,7 +310,7 @@ impl<'t, H: Health> Choice<'t, '_, H> {
     #[cold]
     fn among_the_well(&self, a: u32, b: u32, listen: &mut impl FnMut(Step<'t>)) -> Option<&'t Endpoint> {
         // Maglev's next one needs no count if it is well: it is the same whoever else is left.
-        if let Some(next) = self.next_of_series(|i| !self.is_tried(i))
+        if let Some(next) = self.next_of_series(&|i| !self.is_tried(i))
             && !self.is_aside(next)
         {
             return Some(self.settle(next, next, |_| false, listen));
@@ -363,7 +363,7 @@ impl<'t, H: Health> Choice<'t, '_, H> {
 
     /// The first member that `may` be chosen in the order that the client has of its own with Maglev: whoever is left
     /// keeps its clients, and those of the others spread. `None` also if too many of the first may not.
-    fn next_of_series(&self, may: impl Fn(u32) -> bool) -> Option<u32> {
+    fn next_of_series(&self, may: &dyn Fn(u32) -> bool) -> Option<u32> {
         let (Balance::Maglev, Some(maglev)) = (self.port.balance, &self.pool.maglev) else { return None };
         let members = series(&self.question.flow).map(|hash| self.member(maglev.member(hash) as u32));
         members.take(LOOKUPS).find(|&i| may(i))

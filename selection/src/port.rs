@@ -165,6 +165,14 @@ impl ServicePort {
         self.turns.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// A pick of this port, dialled as `path`, depends on who the client is. Otherwise the client is only a part of the
+    /// chance, to which the turn gives enough.
+    pub fn looks_at_client(&self, path: Path) -> bool {
+        self.affinity_seconds.is_some()
+            || self.balance == Balance::Maglev
+            || (path == Path::LoadBalancer && !self.source_ranges.is_empty())
+    }
+
     /// The endpoints of `pool`, which must be one of this port's.
     pub fn members<'a>(&'a self, pool: &'a Pool) -> impl ExactSizeIterator<Item = &'a Endpoint> {
         pool.members.iter().map(|&i| &self.endpoints[i as usize])

@@ -287,6 +287,22 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 40_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
+    fn a_pick_that_does_not_look_at_the_client_is_the_same_for_every_client(case in case(), other in any::<u32>()) {
+        let case = Case { affinity: None, ..case };
+        let port = case.port();
+        if port.looks_at_client(case.path) {
+            prop_assert!(port.balance == Balance::Maglev || case.path == Path::LoadBalancer);
+            return Ok(());
+        }
+        let health = case.health(&port);
+        let tried = case.tried();
+        let question = case.question(&tried);
+        let flow = Flow { client: SocketAddr::new(IpAddr::from(other.to_be_bytes()), 1), ..question.flow };
+        let asked_by_another = pick(&port, &Question { flow, ..question }, &health);
+        prop_assert_eq!(format!("{:?}", pick(&port, &question, &health)), format!("{:?}", asked_by_another));
+    }
+
+    #[test]
     fn a_pick_is_what_a_naive_reading_of_the_rules_allows(case in case()) {
         let port = case.port();
         let health = case.health(&port);

@@ -164,6 +164,27 @@ fn an_endpoint_that_failed_is_put_aside_and_comes_back() {
 }
 
 #[test]
+fn what_is_known_of_an_authority_is_what_the_table_has_as_it_is() {
+    let mut vm = vm(Balance::Random, None, 3);
+    let mut known = Known::default();
+    let read = || Some(Wanted::Service(ServiceName::new("shop", "web"), "80".into()));
+    let ports: Vec<_> = (0..2)
+        .map(|_| match vm.find_known(&mut known, b"web.shop", read) {
+            Found::Port(Path::ClusterIp, port) => port,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert!(Arc::ptr_eq(&ports[0], &ports[1]));
+    assert!(matches!(vm.find_known(&mut known, b"other", || None), Found::Unknown));
+    for frame in Encoder::snapshot(7).complete(2, None) {
+        vm.frame(&frame, 20_000).unwrap();
+    }
+    assert!(matches!(vm.find_known(&mut known, b"web.shop", read), Found::Unknown), "the Service is gone");
+    let empty = Vm::new(Seed(1, 2));
+    assert!(matches!(empty.find_known(&mut known, b"web.shop", read), Found::NoTable));
+}
+
+#[test]
 fn only_endpoints_that_a_mesh_has_tried_for_sure_are_blamed() {
     for (tried, reached, blamed) in [
         // As it was told: the first failed, the second answered.

@@ -1,0 +1,51 @@
+//! The ABI's entries that are the module's own. Connections and requests go past the SDK, whose tables and boxes would be
+//! most of the work of a request; all else is the SDK's.
+//!
+//! ```text
+//! Envoy ──▶ remora_on_… ──▶ stream            connections and requests
+//!                      └──▶ proxy_on_… (SDK)  root contexts
+//! ```
+//! The SDK has the ABI's names, so these have names of their own, and `filter/build` gives them the ABI's.
+
+use proxy_wasm::types::Action;
+
+use crate::stream;
+
+proxy_wasm::main! {{
+    proxy_wasm::set_root_context(|id| Box::new(crate::root::Root::new(id)));
+}}
+
+// SAFETY: functions of the SDK with these very signatures, which it exports for Envoy to call.
+unsafe extern "C" {
+    safe fn proxy_on_context_create(context: u32, root: u32);
+    safe fn proxy_on_delete(context: u32);
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn remora_on_context_create(context: u32, root: u32) {
+    if !stream::create(context, root) {
+        proxy_on_context_create(context, root);
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn remora_on_new_connection(context: u32) -> Action {
+    stream::begin(context)
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn remora_on_request_headers(context: u32, _: usize, _: bool) -> Action {
+    stream::begin(context)
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn remora_on_log(context: u32) {
+    stream::end(context);
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn remora_on_delete(context: u32) {
+    if !stream::delete(context) {
+        proxy_on_delete(context);
+    }
+}
