@@ -16,6 +16,7 @@ mod pins;
 mod port;
 mod row;
 mod service;
+pub mod story;
 mod table;
 mod tally;
 

@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use hyper::StatusCode;
+use selection::story::{Connection, Moment, Story};
 use selection::{Family, Here, Millis, Protocol, Seed, ServiceName};
 use serde::Serialize;
 use watcher::Watch;
 
 use crate::arguments::OutputFormat;
-use crate::config::{self, Connection};
+use crate::config;
 use crate::endpoints::{self, Live, Report, Unknown};
-use crate::explain::{self, Moment, Story};
+use crate::explain;
 use crate::http::{self, Answer, Answers, Asked, TEXT};
 use crate::tcp::Listen;
 use crate::traffic::Traffic;

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use selection::story::Connection;
 use selection::{Here, Protocol, ServiceName};
 use watcher::{Source, feed};
 
@@ -154,19 +155,6 @@ pub struct Explain {
     pub ask: Ask,
     /// How to print it.
     pub output: OutputFormat,
-}
-
-/// A connection that somebody might make.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Connection {
-    /// Where to.
-    pub address: SocketAddr,
-    /// Over what.
-    pub protocol: Protocol,
-    /// Who; port 0 stands for any.
-    pub client: Option<SocketAddr>,
-    /// The client is a Pod or a node of the cluster.
-    pub inside: bool,
 }
 
 /// What is wrong with the command line, as one sentence.

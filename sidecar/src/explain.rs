@@ -1,16 +1,12 @@
 //! `remora explain`: what becomes of a connection, step by step. Asks the running sidecar, whose connections and
 //! failures count, or looks at a source by itself.
 
-mod story;
-
-use selection::Seed;
+use selection::story::{Moment, Story};
 use watcher::Scope;
 
 use crate::arguments::OutputFormat;
 use crate::config::{Ask, Explain};
 use crate::{ask, look};
-
-pub use story::{Moment, Outcome, Story, Told};
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -43,9 +39,8 @@ pub async fn run(config: Explain) -> Result<String, Error> {
         }
         Ask::Source(source, here) => {
             let watch = look::start(source, Scope::All, here).await?;
-            // Without a sidecar there is no secret and no clock: the same question gets the same answer.
-            let moment = Moment { seed: Seed(0, 0), now: 0 };
-            Ok(render(&Story::tell(&watch.tables.load(), &connection, moment, None), config.output)?)
+            let story = Story::tell(&watch.tables.load(), &connection, Moment::NONE, None);
+            Ok(render(&story, config.output)?)
         }
     }
 }

@@ -1,16 +1,28 @@
-//! The decision about one connection, told in words. In: a table and a connection. Out: a [`Story`]. The steps are
-//! those of [`selection::explain`], the function that picks; nothing is decided here.
+//! The decision about one connection, told in words: what `remora explain` prints. In: a table and a connection. Out: a
+//! [`Story`]. The steps are those of [`crate::explain`], the function that picks; nothing is decided here.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use selection::{
+use serde::Serialize;
+
+use crate::{
     Balance, Destination, Draw, Endpoint, Family, Flow, Millis, Path, Protocol, Question, Seed, ServicePort,
     Step, Table, Tallies, Tried, Unpinned, Verdict,
 };
-use serde::Serialize;
 
-use crate::config::Connection;
+/// A connection that somebody might make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// Where to.
+    pub address: SocketAddr,
+    /// Over what.
+    pub protocol: Protocol,
+    /// Who; port 0 stands for any.
+    pub client: Option<SocketAddr>,
+    /// The client is a Pod or a node of the cluster.
+    pub inside: bool,
+}
 
 /// What becomes of a connection, and why.
 #[derive(Debug, Serialize)]
@@ -66,6 +78,11 @@ pub struct Moment {
     pub seed: Seed,
     /// The time by which tallies go.
     pub now: Millis,
+}
+
+impl Moment {
+    /// Where there is neither a secret nor a clock: the same question gets the same answer.
+    pub const NONE: Self = Self { seed: Seed(0, 0), now: 0 };
 }
 
 impl Story {
@@ -157,7 +174,7 @@ impl Story {
             tried: &Tried::default(),
         };
         let mut steps = Vec::new();
-        let verdict = selection::explain(port, &question, &Tallies, &mut |step| steps.push(step));
+        let verdict = crate::explain(port, &question, &Tallies, &mut |step| steps.push(step));
         steps.into_iter().for_each(|step| self.add(word(&step), sentence(&step, port, &flow)));
         (self.outcome, self.endpoint) = match verdict {
             Verdict::Endpoint(endpoint, _) => (Outcome::Endpoint, Some(endpoint.address)),
