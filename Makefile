@@ -29,8 +29,9 @@ lint: ## Check formatting, clippy, the laws of the crates, the wasm builds.
 	@$(DENY) --log-level error check bans licenses sources
 	@echo '== wasm'
 	@for target in wasm32-wasip1 wasm32-unknown-unknown; do \
-		cargo build -q --locked -p watcher --no-default-features --target $$target || exit 1; done
-	@cargo clippy -q --locked -p filter --target wasm32-wasip1 -- -D warnings
+		cargo build -q --locked -p watcher --no-default-features --target $$target && \
+		cargo clippy -q --locked -p filter --target $$target -- -D warnings && \
+		cargo clippy -q --locked -p filter --features cases --target $$target -- -D warnings || exit 1; done
 
 bench: ## Measure picks, changes, the feed, names, the relay and Envoy beside their peers, and what capture costs.
 	@.ci/prerequisites test

@@ -12,13 +12,15 @@ use proxy_wasm::types::Action;
 use crate::stream;
 
 proxy_wasm::main! {{
-    proxy_wasm::set_root_context(|id| Box::new(crate::root::Root::new(id)));
+    proxy_wasm::set_root_context(crate::root::context);
 }}
 
 // SAFETY: functions of the SDK with these very signatures, which it exports for Envoy to call.
 unsafe extern "C" {
     safe fn proxy_on_context_create(context: u32, root: u32);
     safe fn proxy_on_delete(context: u32);
+    #[cfg(feature = "cases")]
+    safe fn proxy_on_request_headers(context: u32, headers: usize, is_end: bool) -> Action;
 }
 
 #[unsafe(no_mangle)]
@@ -30,12 +32,15 @@ extern "C" fn remora_on_context_create(context: u32, root: u32) {
 
 #[unsafe(no_mangle)]
 extern "C" fn remora_on_new_connection(context: u32) -> Action {
-    stream::begin(context)
+    stream::begin(context).unwrap_or(Action::Pause)
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn remora_on_request_headers(context: u32, _: usize, _: bool) -> Action {
-    stream::begin(context)
+extern "C" fn remora_on_request_headers(context: u32, _headers: usize, _is_end: bool) -> Action {
+    let begun = stream::begin(context);
+    #[cfg(feature = "cases")]
+    let begun = begun.or_else(|| Some(proxy_on_request_headers(context, _headers, _is_end)));
+    begun.unwrap_or(Action::Pause)
 }
 
 #[unsafe(no_mangle)]

@@ -7,11 +7,16 @@
 //! A worker of Envoy has one VM, and all plugins in it share one table ([`vm::Vm`]). What is decided here is decided
 //! by `selection`; nothing about choosing is written in this crate. `root`, `network` and `http` speak with Envoy
 //! and exist only in the module; everything else is pure and is tested natively.
+//!
+//! For wasm32-unknown-unknown the same is a module for browsers, by wasm-bindgen: `web`, in the place of Envoy's plugins.
 
 pub mod address;
 pub mod authority;
+#[cfg(feature = "cases")]
+pub mod cases;
 pub mod configuration;
 pub mod counts;
+pub mod inquiry;
 pub mod json;
 pub mod known;
 pub mod link;
@@ -31,3 +36,5 @@ mod network;
 mod root;
 #[cfg(target_os = "wasi")]
 mod stream;
+#[cfg(all(target_arch = "wasm32", target_os = "unknown"))]
+mod web;

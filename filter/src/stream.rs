@@ -53,13 +53,12 @@ pub(crate) fn create(context: u32, root: u32) -> bool {
     true
 }
 
-/// Its connection came, or its request's headers. What is nobody's goes nowhere.
-pub(crate) fn begin(context: u32) -> Action {
-    let begun = with(context, |stream| match stream {
+/// Its connection came, or its request's headers. `None` if it is not ours.
+pub(crate) fn begin(context: u32) -> Option<Action> {
+    with(context, |stream| match stream {
         Stream::Connection(connection) => connection.begin(),
         Stream::Request(request) => request.begin(),
-    });
-    begun.unwrap_or(Action::Pause)
+    })
 }
 
 /// It is over.

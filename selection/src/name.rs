@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A string that many objects share (a node, a zone, a namespace). Who reads the objects decides whether
 /// equal symbols share their memory; equality never depends on it.
@@ -42,7 +42,7 @@ impl fmt::Display for ServiceName {
 }
 
 /// The transport protocols that a Service port may have.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Protocol {
     /// The default of the API.

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     Balance, Destination, Draw, Endpoint, Family, Flow, Millis, Path, Protocol, Question, Seed, ServicePort,
@@ -49,7 +49,7 @@ pub struct Story {
 }
 
 /// What happens to a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
     /// An endpoint takes it.
