@@ -37,8 +37,7 @@ pub struct Envoy {
 /// # Panics
 /// When it does not build.
 pub fn build_filter() {
-    let status = Command::new(root().join("filter/build")).stdout(Stdio::null()).status();
-    assert!(status.expect("bash").success(), "the filter does not build; filter/build has said why");
+    run_build(&[]);
 }
 
 /// The filter that [`build_filter`] built.
@@ -46,9 +45,33 @@ pub fn build_filter() {
 /// # Panics
 /// When it is not there.
 pub fn filter() -> PathBuf {
-    let test = std::env::current_exe().expect("the path of the running test");
-    let target = test.ancestors().nth(3).expect("tests run from target/PROFILE/deps");
-    let path = target.join("filter.wasm");
+    built("filter.wasm")
+}
+
+/// As [`build_filter`], but with what answers the cases of [`crate::sameness`].
+///
+/// # Panics
+/// When it does not build.
+pub fn build_filter_with_cases() {
+    run_build(&["cases"]);
+}
+
+/// The filter that [`build_filter_with_cases`] built.
+///
+/// # Panics
+/// When it is not there.
+pub fn filter_with_cases() -> PathBuf {
+    built("cases/filter.wasm")
+}
+
+/// Runs `filter/build`.
+pub(crate) fn run_build(words: &[&str]) {
+    let status = Command::new(root().join("filter/build")).args(words).stdout(Stdio::null()).status();
+    assert!(status.expect("bash").success(), "the filter does not build; filter/build has said why");
+}
+
+fn built(name: &str) -> PathBuf {
+    let path = target().join(name);
     assert!(path.exists(), "{} is not there: filter/build makes it", path.display());
     path
 }
@@ -97,6 +120,12 @@ pub fn brittle_filter(world: &World) -> PathBuf {
     fs::write(&text, module).expect("the folder of the world");
     run("wasm-as", &text, &built);
     built
+}
+
+/// Where everything is built.
+pub(crate) fn target() -> PathBuf {
+    let test = std::env::current_exe().expect("the path of the running test");
+    test.ancestors().nth(3).expect("tests run from target/PROFILE/deps").to_owned()
 }
 
 /// The text of a file of `envoy/`, with the filter of this build in it.

@@ -106,6 +106,16 @@ impl Feeder {
         .await;
     }
 
+    /// Where its feed is.
+    pub fn feed(&self) -> SocketAddr {
+        FEED.parse().expect("an address")
+    }
+
+    /// Where it has everything from, as the flag `--source` says it.
+    pub fn source(&self) -> String {
+        source(&self.manifests)
+    }
+
     /// Ends it without a word (SIGKILL).
     pub fn kill(&self) {
         self.program.kill();
@@ -130,9 +140,13 @@ impl Feeder {
 
 fn run(world: &World, manifests: &std::path::Path, more: &[&str]) -> Program {
     let mut command = Command::new(tools::own("remora", "sidecar"));
-    command.args(["sidecar", "--source", &format!("manifests:{}", manifests.display())]);
+    command.args(["sidecar", "--source", &source(manifests)]);
     command.args(["--feed", FEED, "--admin", ADMIN, "--health", HEALTH]).args(more);
     Program::start(world, "feeder", command)
+}
+
+fn source(manifests: &std::path::Path) -> String {
+    format!("manifests:{}", manifests.display())
 }
 
 /// Puts the new file in the old one's place at once: a reader sees one or the other.

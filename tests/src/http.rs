@@ -171,6 +171,28 @@ impl Client {
     }
 }
 
+/// A client of HTTP/1.1 that posts, on one connection that it keeps.
+pub struct Poster(http1::SendRequest<Full<Bytes>>);
+
+impl Poster {
+    /// Connects.
+    pub async fn connect(to: SocketAddr) -> Result<Poster, String> {
+        let stream = connect("0.0.0.0:0".parse().expect("an address"), to).await?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(text)?;
+        tokio::spawn(connection);
+        Ok(Poster(sender))
+    }
+
+    /// Posts these bytes: the status of the answer, and its bytes.
+    pub async fn post(&mut self, path: &str, body: Vec<u8>) -> Result<(u16, Bytes), String> {
+        let request = Request::post(path).header("host", "tests").body(Full::from(body)).map_err(text)?;
+        self.0.ready().await.map_err(text)?;
+        let answer = self.0.send_request(request).await.map_err(text)?;
+        let status = answer.status().as_u16();
+        Ok((status, answer.into_body().collect().await.map_err(text)?.to_bytes()))
+    }
+}
+
 async fn connect(from: SocketAddr, to: SocketAddr) -> Result<tokio::net::TcpStream, String> {
     let socket = if to.is_ipv6() { TcpSocket::new_v6() } else { TcpSocket::new_v4() }.map_err(text)?;
     // An unspecified address of one family is none of the other's.
