@@ -118,6 +118,10 @@ pub struct ServingArguments {
     /// The zone that the cluster's names end with
     #[arg(long, env = "REMORA_DNS_ZONE", default_value = "cluster.local", value_name = "NAME")]
     pub dns_zone: String,
+    /// A folder with what filter/build makes: filter.wasm is served beside the feed at /filter.wasm, its sha256 at
+    /// /filter.wasm.sha256
+    #[arg(long, env = "REMORA_ASSETS", value_name = "FOLDER")]
+    pub assets: Option<PathBuf>,
     /// Connections at once; one more is reset [default: as many as there are descriptors]
     #[arg(long, env = "REMORA_MAX_CONNECTIONS", value_name = "NUMBER")]
     pub max_connections: Option<String>,
@@ -163,6 +167,10 @@ pub struct HubArguments {
         value_name = "ADDRESS:PORT|unix:PATH"
     )]
     pub feed: String,
+    /// A folder with what filter/build makes: filter.wasm is served beside the feed at /filter.wasm, its sha256 at
+    /// /filter.wasm.sha256
+    #[arg(long, env = "REMORA_ASSETS", value_name = "FOLDER")]
+    pub assets: Option<PathBuf>,
     /// Where to answer the kubelet and Prometheus (/livez, /readyz, /metrics); off does not.
     /// [default: off; in a Pod [::]:64104]
     #[arg(long, env = "REMORA_HEALTH", value_name = "ADDRESS:PORT", verbatim_doc_comment)]

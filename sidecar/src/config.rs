@@ -56,6 +56,8 @@ pub struct Sidecar {
     pub feed: Option<feed::Address>,
     /// How names are answered.
     pub dns: Option<dns::Settings>,
+    /// The folder of the files that are served beside it.
+    pub assets: Option<PathBuf>,
     /// Connections at once.
     pub max_connections: usize,
     /// Bytes that each direction of a connection may hold.
@@ -94,6 +96,8 @@ pub struct Hub {
     pub source: Source,
     /// Where the feed is served.
     pub feed: feed::Address,
+    /// The folder of the files that are served beside it.
+    pub assets: Option<PathBuf>,
     /// Where the kubelet and Prometheus ask.
     pub health: Option<SocketAddr>,
     /// Where people ask.
@@ -208,6 +212,11 @@ pub enum Error {
     /// Not a zone.
     #[error("--dns-zone {0:?} is not the name of a zone; write it as cluster.local")]
     DnsZone(String),
+    /// Files without a place where they are served.
+    #[error(
+        "--assets: files are served beside the feed, and there is none; say where with --feed 127.0.0.1:64105"
+    )]
+    AssetsWithoutFeed,
     /// Not a duration.
     #[error("--{0} {1:?} is not a duration; write a whole number and ms, s, m or h, such as {2}")]
     Duration(&'static str, String, &'static str),
@@ -300,6 +309,10 @@ impl Sidecar {
         let feed = typed.feed.as_deref().filter(|text| !matches!(text.trim(), "" | "off"));
         let source = source(&typed.source)?;
         let dns = dns(typed.dns.as_deref(), &typed.dns_forward, &typed.dns_zone, &source)?;
+        let assets = path(typed.assets);
+        if assets.is_some() && feed.is_none() {
+            return Err(Error::AssetsWithoutFeed);
+        }
         Ok(Self {
             listens: Vec::new(),
             capture: false,
@@ -310,11 +323,12 @@ impl Sidecar {
             admin,
             dns,
             feed: feed.map(feed_place).transpose()?,
+            assets,
             max_connections: max_connections(typed.max_connections.as_deref())?,
             buffer_size: buffer_size(&typed.buffer_size)?,
             connect_timeout: positive("connect-timeout", &typed.connect_timeout, "5s")?,
             drain_timeout: duration("drain-timeout", &typed.drain_timeout, "30s")?,
-            handover: typed.handover.filter(|path| !path.as_os_str().is_empty()),
+            handover: path(typed.handover),
             log_format: typed.log_format,
             log_level: level,
             log_connections: typed.log_connections,
@@ -333,6 +347,7 @@ impl Hub {
         Ok(Self {
             source: source(&typed.source)?,
             feed: feed_place(&typed.feed)?,
+            assets: path(typed.assets),
             health,
             admin,
             log_format: typed.log_format,
@@ -474,6 +489,11 @@ fn feed_place(text: &str) -> Result<feed::Address, Error> {
         feed::AddressError::Unknown(text) => Error::Feed(text),
         feed::AddressError::NotLoopback(address) => Error::FeedNotLoopback(address),
     })
+}
+
+/// An empty environment variable names nothing.
+fn path(typed: Option<PathBuf>) -> Option<PathBuf> {
+    typed.filter(|path| !path.as_os_str().is_empty())
 }
 
 fn source(text: &str) -> Result<Source, Error> {

@@ -1,8 +1,9 @@
 //! Serves the feed to other Remoras: as a gRPC stream (`remora.Feed/Watch`, to Envoys and whoever changes what it reads)
 //! and as the body of `GET /v1/feed` (`namespace=NAMESPACE`, `service=NAMESPACE/NAME`, each as often as one likes;
 //! everything without). In: a watch. Out: frames. Only on this machine, until readers prove who they are. Whoever reads
-//! slowly costs little, and nobody else anything.
+//! slowly costs little, and nobody else anything. Beside it, the files that read it ([`Assets`]).
 
+mod assets;
 mod counts;
 mod message;
 mod place;
@@ -28,6 +29,8 @@ use watcher::feed::{self, Subscription, Teller, Told};
 
 use crate::http;
 
+use assets::Asset;
+pub use assets::Assets;
 pub use counts::{Counts, Reset};
 use message::{Messages, Status};
 pub use place::{Error, Listener, bind};
@@ -49,6 +52,9 @@ const PING_EVERY: Duration = Duration::from_secs(20);
 /// Frames that wait for the connection to take them.
 const WAITING: usize = 2;
 
+/// Bytes that wait to be sent on an HTTP/1.1 connection, whose reader may be slow.
+const BUFFER: usize = 64 << 10;
+
 /// The path of the gRPC method.
 const WATCH: &str = "/remora.Feed/Watch";
 
@@ -56,6 +62,7 @@ const WATCH: &str = "/remora.Feed/Watch";
 #[derive(Clone, Debug)]
 pub struct Feed {
     watch: Watch,
+    assets: Option<Assets>,
     counts: Arc<Counts>,
     readers: Arc<Semaphore>,
 }
@@ -63,9 +70,9 @@ pub struct Feed {
 type Body = Either<Full<Bytes>, Channel<Bytes>>;
 
 impl Feed {
-    /// Serves what `watch` knows.
-    pub fn new(watch: Watch) -> Self {
-        Self { watch, counts: Arc::default(), readers: Arc::new(Semaphore::new(READERS)) }
+    /// Serves what `watch` knows, and files, if there are any to serve.
+    pub fn new(watch: Watch, assets: Option<Assets>) -> Self {
+        Self { watch, assets, counts: Arc::default(), readers: Arc::new(Semaphore::new(READERS)) }
     }
 
     /// What was told to how many.
@@ -104,10 +111,15 @@ impl Feed {
     ) {
         let service = hyper::service::service_fn(move |request| {
             let feed = self.clone();
-            async move { Ok::<_, Infallible>(feed.answer(request)) }
+            async move { Ok::<_, Infallible>(feed.answer(request).await) }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS_WITHIN).keep_alive(false);
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADERS_WITHIN)
+            .keep_alive(false)
+            .max_buf_size(BUFFER);
         builder
             .http2()
             .timer(TokioTimer::new())
@@ -120,10 +132,17 @@ impl Feed {
         drop(place);
     }
 
-    /// Answers at once; what is streamed comes from a task of its own.
-    fn answer(self, request: Request<Incoming>) -> Response<Body> {
+    /// Answers soon; what is streamed comes from a task of its own.
+    async fn answer(self, request: Request<Incoming>) -> Response<Body> {
         if is_grpc(&request) {
             return self.stream(request);
+        }
+        // Under any host name, as an Envoy's configuration may call this process as it likes: they are no secret.
+        if let Some(asset) = Asset::at(request.uri().path()) {
+            return match &self.assets {
+                Some(assets) => assets.answer(asset, &request).await,
+                None => assets::none(),
+            };
         }
         // HTTP/1.1 names the host in a header, HTTP/2 in the request's address.
         let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());

@@ -37,6 +37,7 @@ async fn serve(config: Hub) -> Result<(), Error> {
     let secret = secret().map_err(|error| Error::System("read random numbers", error))?;
     // There are no connections to hand over; a successor takes the addresses once they are free.
     let mut nobody = Inherited::default();
+    let assets = config.assets.as_deref().map(feed::Assets::new).transpose()?;
     let listener = feed::bind(&config.feed, &mut nobody)?;
     let mut bind = |flag, address| http::bind(flag, address, &mut nobody);
     let health = config.health.map(|address| bind("health", address)).transpose()?;
@@ -45,7 +46,7 @@ async fn serve(config: Hub) -> Result<(), Error> {
     let source = config.source.to_string();
     let watch = watcher::start(config.source, Scope::All, Here::default()).await?;
     announce(&[], &[], &[], Some(&listener), health.as_ref(), admin.as_ref());
-    let feed = Feed::new(watch.clone());
+    let feed = Feed::new(watch.clone(), assets);
     let traffic = Arc::new(Traffic::default());
     if let Some(listener) = health {
         let metrics = Metrics::new(watch.clone(), Arc::clone(&traffic), Vec::new(), origin);

@@ -111,6 +111,7 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
         capabilities::lower();
     }
     let listens = with_addresses(&config.listens, &bound.addresses());
+    let assets = config.assets.as_deref().map(feed::Assets::new).transpose()?;
     let feed = config.feed.map(|address| feed::bind(&address, &mut inherited)).transpose()?;
     let (dns_address, follows_names) = (config.dns.as_ref().map(|dns| dns.address), config.dns.is_some());
     let is_authority = matches!(config.source, Source::Kube(_));
@@ -177,7 +178,7 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
         DataPlane::new(running, config.drain_timeout, asked.subscribe(), draining.clone());
     let data = data.with(offer, heartbeat);
     server.add_service(data);
-    let feed = feed.map(|listener| (Feed::new(watch.clone()), listener));
+    let feed = feed.map(|listener| (Feed::new(watch.clone(), assets), listener));
     if let Some(listener) = health {
         let metrics = Metrics::new(watch.clone(), Arc::clone(&traffic), listens.clone(), origin);
         let metrics = if config.capture { metrics.with(capturing) } else { metrics };

@@ -31,6 +31,11 @@ pub enum Error {
     /// The path cannot be had.
     #[error("cannot listen on {0} for --feed: {1}; choose a path in a folder that this user may write")]
     Path(PathBuf, io::Error),
+    /// There is no folder to serve files from.
+    #[error(
+        "cannot serve files from {0} for --assets: {1}; name the folder in which filter.wasm is, which filter/build makes"
+    )]
+    Assets(PathBuf, io::Error),
 }
 
 /// Takes `address`, from an earlier process if that handed it over.

@@ -8,6 +8,7 @@
     reason = "a helper of a test fails by panicking, as the test does"
 )]
 
+mod assets;
 mod command;
 mod control;
 mod dns;
