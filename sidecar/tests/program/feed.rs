@@ -370,6 +370,36 @@ fn a_server_that_says_nothing_is_given_up_in_time() {
 }
 
 #[test]
+fn a_server_that_stops_in_mid_stream_is_given_up_and_found_again() {
+    let (_servers, port) = Server::all_on(&IPS);
+    let folder = Folder::new();
+    folder.put_web(&IPS[..1], port);
+    let hub = hub(&folder.source(), "127.0.0.1:0");
+    let fed = Sidecar::start_web(&source(&hub), &[]);
+    fed.wait_for_endpoints(&IPS[..1]);
+    let of = |name: &str| exposition::read(&fed.health("/metrics").1)[name];
+    // Its connections stay, and take what they are sent, as those of a machine that hangs.
+    hub.signal(rustix::process::Signal::STOP);
+    folder.put_web(&IPS[1..], port);
+    let silent = feed::SILENCE.as_secs_f64();
+    until("the silence is told", || {
+        assert_eq!(fed.connect().server, IPS[0], "the old table serves on");
+        match of("remora_source_errors_total{reason=\"silent\"}") {
+            errors if errors >= 1.0 => Ok(()),
+            _ => Err(format!("{} s", of("remora_table_age_seconds"))),
+        }
+    });
+    let age = of("remora_table_age_seconds");
+    assert!(age >= silent, "the table is {age} s old after {silent} s of silence");
+    assert!(of("remora_source_streams_broken") > 0.0);
+    assert_eq!(fed.health("/readyz").0, 200);
+    hub.signal(rustix::process::Signal::CONT);
+    fed.wait_for_endpoints(&IPS[1..]);
+    assert!(of("remora_table_age_seconds") < silent);
+    assert_eq!(of("remora_source_streams_broken"), 0.0);
+}
+
+#[test]
 fn nobody_but_this_machine_is_served_or_believed() {
     let refused = |arguments: &[&str]| {
         let output = run(arguments);

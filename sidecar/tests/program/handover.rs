@@ -137,6 +137,78 @@ fn a_successor_without_a_table_leaves_everything_to_the_earlier_process() {
 }
 
 #[test]
+fn a_successor_takes_the_feed_over_and_its_readers_never_fall_behind() {
+    for place in ["127.0.0.1:0", "unix:"] {
+        let (folder, servers, path) = shop();
+        let port = servers[0].port();
+        let place = if place == "unix:" { format!("unix:{}", folder.path("feed")) } else { place.to_owned() };
+        let mut first = Sidecar::start_web(
+            &folder.source(),
+            &["--handover", &path, "--feed", &place, "--drain-timeout", "60s"],
+        );
+        let feed = first.feed.clone().unwrap();
+        let fed = Sidecar::start_web(&format!("feed:{feed}"), &[]);
+        fed.wait_for_endpoints(&IPS);
+        let clients = Clients::of(fed.listens[0]);
+        let ages = Ages::of(fed.health);
+        // While it drains, who read before reads on.
+        let mut open = first.connect();
+        let same = feed.strip_prefix("http://").unwrap_or(&feed);
+        let mut second = start(&successor(&first, &folder.source(), &path, &["--feed", same]));
+        assert_eq!(second.feed.as_ref(), Some(&feed));
+        until("the first process drains", || match first.log() {
+            log if log.contains("draining") => Ok(()),
+            log => Err(log),
+        });
+        folder.put_web(&IPS[..1], port);
+        fed.wait_for_endpoints(&IPS[..1]);
+        open.echo("an open connection stays where it is").unwrap();
+        open.finish();
+        assert_eq!(first.ended().code(), Some(0));
+        let readers = || crate::exposition::read(&second.health("/metrics").1)["remora_feed_readers"];
+        until("the successor feeds", || if readers() == 1.0 { Ok(()) } else { Err(fed.log()) });
+        folder.put_web(&IPS, port);
+        fed.wait_for_endpoints(&IPS);
+        clients.hundred_more();
+        clients.end();
+        let oldest = ages.end();
+        // The age grows between two signs of life, and by no more.
+        let most = 2.0 * watcher::feed::HEARTBEAT.as_secs_f64();
+        assert!(oldest < most, "{place}: the table was {oldest} s old");
+        second.signal(Signal::TERM);
+        assert_eq!(second.ended().code(), Some(0));
+    }
+}
+
+/// Who watches how old a table gets. Owning one means that it is watched.
+struct Ages {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<f64>,
+}
+
+impl Ages {
+    fn of(health: SocketAddr) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let mut oldest = 0.0_f64;
+            while !stopped.load(Ordering::Relaxed) {
+                let (_, page) = crate::sidecar::get(health, "/metrics").unwrap();
+                oldest = oldest.max(crate::exposition::read(&page)["remora_table_age_seconds"]);
+            }
+            oldest
+        });
+        Self { stop, thread }
+    }
+
+    /// The oldest that was seen, in seconds.
+    fn end(self) -> f64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+}
+
+#[test]
 fn a_path_that_is_somebody_elses_is_left_alone() {
     let folder = Folder::new();
     let path = folder.path("precious");

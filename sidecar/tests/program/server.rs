@@ -33,6 +33,11 @@ impl Server {
         self.address.ip().to_string()
     }
 
+    /// The port on which it listens.
+    pub(crate) fn port(&self) -> u16 {
+        self.address.port()
+    }
+
     fn serve(listener: TcpListener) -> Server {
         let address = listener.local_addr().unwrap();
         let is_stopped = Arc::new(AtomicBool::new(false));
