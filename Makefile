@@ -10,8 +10,9 @@ help: ## List these commands.
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$(printf '\t') read -r name what; do \
 		printf '  make %-8s %s\n' "$$name" "$$what"; done
 
-demo: ## Balance connections over three tiny servers on this machine; no cluster, no root.
-	@.ci/prerequisites build
+demo: ## Balance connections over tiny servers, then by an Envoy beside the sidecar; no cluster, no root.
+	@.ci/prerequisites demo
+	@tests/tools envoy >/dev/null
 	@demo/run
 
 test: lint ## Pass every test: lint, unit, end to end against a real control plane.

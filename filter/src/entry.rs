@@ -2,7 +2,7 @@
 //! most of the work of a request; all else is the SDK's.
 //!
 //! ```text
-//! Envoy ──▶ remora_on_… ──▶ stream            connections and requests
+//! Envoy ──▶ first_on_… ──▶ stream            connections and requests
 //!                      └──▶ proxy_on_… (SDK)  root contexts
 //! ```
 //! The SDK has the ABI's names, so these have names of their own, and `filter/build` gives them the ABI's.
@@ -24,19 +24,19 @@ unsafe extern "C" {
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn remora_on_context_create(context: u32, root: u32) {
+extern "C" fn first_on_context_create(context: u32, root: u32) {
     if !stream::create(context, root) {
         proxy_on_context_create(context, root);
     }
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn remora_on_new_connection(context: u32) -> Action {
+extern "C" fn first_on_new_connection(context: u32) -> Action {
     stream::begin(context).unwrap_or(Action::Pause)
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn remora_on_request_headers(context: u32, _headers: usize, _is_end: bool) -> Action {
+extern "C" fn first_on_request_headers(context: u32, _headers: usize, _is_end: bool) -> Action {
     let begun = stream::begin(context);
     #[cfg(feature = "cases")]
     let begun = begun.or_else(|| Some(proxy_on_request_headers(context, _headers, _is_end)));
@@ -44,12 +44,12 @@ extern "C" fn remora_on_request_headers(context: u32, _headers: usize, _is_end: 
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn remora_on_log(context: u32) {
+extern "C" fn first_on_log(context: u32) {
     stream::end(context);
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn remora_on_delete(context: u32) {
+extern "C" fn first_on_delete(context: u32) {
     if !stream::delete(context) {
         proxy_on_delete(context);
     }

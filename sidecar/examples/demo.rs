@@ -4,15 +4,19 @@
 //! demo free ADDRESS...            prints a port that is free on every one of these addresses
 //! demo serve NAME ADDRESS:PORT    answers NAME to every request, until it is killed
 //! demo ask ADDRESS:PORT REQUESTS  asks that often, eight at a time, and prints who answered how often
+//! demo compare HOST ONE OTHER CLIENTS ENDPOINTS
+//!                                 so many clients ask both addresses, and must meet the same endpoint; prints whom
 //! ```
 //! Uses nothing of Remora: what it talks to might be anything.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+
+use socket2::{Domain, Socket, Type};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -20,6 +24,10 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>
 const CLIENTS: usize = 8;
 /// How long a client waits for anything.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A client that the system gives an address.
+const ANYBODY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
+/// Clients of a comparison that are shown, and each one that meets different endpoints.
+const SHOWN: usize = 20;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -28,7 +36,10 @@ fn main() -> ExitCode {
         ["free", ref addresses @ ..] if !addresses.is_empty() => free(addresses),
         ["serve", name, address] => serve(name, address),
         ["ask", address, requests] => ask(address, requests),
-        _ => Err("usage: demo free ADDRESS... | serve NAME ADDRESS:PORT | ask ADDRESS:PORT REQUESTS".into()),
+        ["compare", host, one, other, clients, endpoints] => compare(host, [one, other], clients, endpoints),
+        _ => Err("usage: demo free ADDRESS... | serve NAME ADDRESS:PORT | ask ADDRESS:PORT REQUESTS | \
+                  compare HOST ONE OTHER CLIENTS ENDPOINTS"
+            .into()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -87,7 +98,7 @@ fn ask(address: &str, requests: &str) -> Result<()> {
     let client = || {
         let mut answers: BTreeMap<String, usize> = BTreeMap::new();
         while next.fetch_add(1, Ordering::Relaxed) < requests {
-            let answer = request(address).unwrap_or_else(|error| format!("failed: {error}"));
+            let answer = request(ANYBODY, address, "demo").unwrap_or_else(|error| format!("failed: {error}"));
             *answers.entry(answer).or_default() += 1;
         }
         answers
@@ -108,11 +119,62 @@ fn ask(address: &str, requests: &str) -> Result<()> {
     if failed == 0 { Ok(()) } else { Err(format!("{failed} requests failed").into()) }
 }
 
-/// One request on a connection of its own; the body of the answer.
-fn request(address: SocketAddr) -> Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+/// Asks both addresses as each of many clients, who differ in their address.
+fn compare(host: &str, addresses: [&str; 2], clients: &str, endpoints: &str) -> Result<()> {
+    let addresses = [addresses[0].parse()?, addresses[1].parse()?];
+    let (clients, endpoints): (u8, usize) = (clients.parse()?, endpoints.parse()?);
+    addresses.iter().try_for_each(|address| served(*address, host))?;
+    let (mut same, mut met) = (0, BTreeMap::<String, usize>::new());
+    println!("  {:15}  {:9}  {:9}", "client", "sidecar", "Envoy");
+    for number in 1..=clients {
+        let client = Ipv4Addr::new(127, 0, 9, number);
+        let [one, other] = [request(client, addresses[0], host)?, request(client, addresses[1], host)?];
+        let is_same = one == other;
+        if !is_same || usize::from(number) <= SHOWN {
+            println!("  {client:15}  {one:9}  {other:9}  {}", if is_same { "same" } else { "DIFFERENT" });
+        }
+        same += usize::from(is_same);
+        *met.entry(one).or_default() += 1;
+    }
+    println!("  {:15}  {:9}  {:9}", "...", "...", "...");
+    let whom = met.iter().map(|(name, count)| format!("{name} {count}"));
+    println!(
+        "  {same} of {clients} clients met the same endpoint by both: {}",
+        whom.collect::<Vec<_>>().join(", ")
+    );
+    if same != usize::from(clients) {
+        return Err(format!("{} clients met different endpoints", usize::from(clients) - same).into());
+    }
+    // Were there but one, everybody would meet it.
+    if met.len() == endpoints { Ok(()) } else { Err(format!("only {} endpoints answered", met.len()).into()) }
+}
+
+/// Waits until an address answers, again and again: each thread there may begin at a time of its own.
+fn served(address: SocketAddr, host: &str) -> Result<()> {
+    let (started, mut in_a_row) = (Instant::now(), 0);
+    while in_a_row < 16 {
+        match request(ANYBODY, address, host) {
+            Ok(_) => in_a_row += 1,
+            Err(error) if started.elapsed() > PATIENCE => return Err(format!("{address}: {error}").into()),
+            Err(_) => {
+                in_a_row = 0;
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One request of this client on a connection of its own; the body of the answer.
+fn request(client: Ipv4Addr, address: SocketAddr, host: &str) -> Result<String> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    if client != ANYBODY {
+        socket.bind(&SocketAddr::from((client, 0)).into())?;
+    }
+    socket.connect_timeout(&address.into(), PATIENCE)?;
+    let mut stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(PATIENCE))?;
-    stream.write_all(format!("GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes())?;
+    stream.write_all(format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").ok_or("the answer ended early")?;
