@@ -10,7 +10,8 @@ use std::process::Command;
 
 use crate::{Program, SOON, World, ask, tools, wait_until};
 
-const FEED: &str = "127.0.0.1:64105";
+/// Where it is served, as the files of `envoy/` have it.
+pub const FEED: &str = "127.0.0.1:64105";
 const ADMIN: &str = "127.0.0.1:64103";
 const HEALTH: &str = "127.0.0.1:64104";
 
@@ -33,7 +34,9 @@ pub struct Service {
 pub struct Feeder {
     /// The process.
     pub program: Program,
-    manifests: PathBuf,
+    /// Where it reads them; more may be put there.
+    pub manifests: PathBuf,
+    verb: &'static str,
 }
 
 impl Service {
@@ -77,10 +80,19 @@ impl Service {
 impl Feeder {
     /// Starts one and waits until it serves these Services; `more` are arguments of `remora sidecar`.
     pub async fn ready(world: &World, services: &[Service], more: &[&str]) -> Feeder {
+        Self::run("sidecar", world, services, more).await
+    }
+
+    /// The same with `remora hub`.
+    pub async fn hub(world: &World, services: &[Service], more: &[&str]) -> Feeder {
+        Self::run("hub", world, services, more).await
+    }
+
+    async fn run(verb: &'static str, world: &World, services: &[Service], more: &[&str]) -> Feeder {
         let manifests = world.own_folder().join("manifests");
         std::fs::create_dir_all(&manifests).expect("the folder of the world");
         write(&manifests, services);
-        let feeder = Feeder { program: run(world, &manifests, more), manifests };
+        let feeder = Feeder { program: run(verb, world, &manifests, more), manifests, verb };
         feeder.wait_ready().await;
         feeder
     }
@@ -123,7 +135,7 @@ impl Feeder {
 
     /// Starts it again after [`Feeder::kill`].
     pub async fn restart(&mut self, world: &World) {
-        self.program = run(world, &self.manifests, &[]);
+        self.program = run(self.verb, world, &self.manifests, &[]);
         self.wait_ready().await;
     }
 
@@ -138,9 +150,9 @@ impl Feeder {
     }
 }
 
-fn run(world: &World, manifests: &std::path::Path, more: &[&str]) -> Program {
+fn run(verb: &str, world: &World, manifests: &std::path::Path, more: &[&str]) -> Program {
     let mut command = Command::new(tools::own("remora", "sidecar"));
-    command.args(["sidecar", "--source", &source(manifests)]);
+    command.args([verb, "--source", &source(manifests)]);
     command.args(["--feed", FEED, "--admin", ADMIN, "--health", HEALTH]).args(more);
     Program::start(world, "feeder", command)
 }

@@ -22,6 +22,7 @@ pub struct Server {
     /// Where it listens, which is also its name.
     pub address: SocketAddr,
     requests: Arc<AtomicU64>,
+    answers: Arc<AtomicU64>,
     task: JoinHandle<()>,
 }
 
@@ -51,7 +52,8 @@ impl Server {
         let listener = TcpListener::bind(address).await.unwrap_or_else(|error| panic!("{address}: {error}"));
         let address = listener.local_addr().expect("the address of a listener");
         let requests = Arc::new(AtomicU64::new(0));
-        let counted = requests.clone();
+        let answers = Arc::new(AtomicU64::new(0));
+        let counted = (requests.clone(), answers.clone());
         let task = tokio::spawn(async move {
             // Its connections end with it.
             let mut open = tokio::task::JoinSet::new();
@@ -59,8 +61,13 @@ impl Server {
                 let counted = counted.clone();
                 open.spawn(async move {
                     let service = service_fn(move |request: Request<Incoming>| {
-                        counted.fetch_add(1, Ordering::Relaxed);
-                        answer(address, request)
+                        let (requests, answers) = counted.clone();
+                        requests.fetch_add(1, Ordering::Relaxed);
+                        async move {
+                            let answer = answer(address, request).await;
+                            answers.fetch_add(1, Ordering::Relaxed);
+                            answer
+                        }
                     });
                     let serve = auto::Builder::new(TokioExecutor::new());
                     // A client may leave as it likes.
@@ -68,7 +75,7 @@ impl Server {
                 });
             }
         });
-        Server { address, requests, task }
+        Server { address, requests, answers, task }
     }
 
     /// How many requests have reached it.
@@ -76,10 +83,16 @@ impl Server {
         self.requests.load(Ordering::Relaxed)
     }
 
-    /// Ends it and waits until its address is free.
-    pub async fn end(mut self) {
+    /// How many of them it has not answered.
+    pub fn unanswered(&self) -> u64 {
+        self.requests() - self.answers.load(Ordering::Relaxed)
+    }
+
+    /// Ends it and all its connections, and waits until its address is free: how many requests it had not answered.
+    pub async fn end(mut self) -> u64 {
         self.task.abort();
         let _ = (&mut self.task).await;
+        self.unanswered()
     }
 }
 

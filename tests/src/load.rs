@@ -26,6 +26,7 @@ const TICK: Duration = Duration::from_millis(10);
 /// Owning one means that connections are being made, from a thread of its own.
 pub struct Load {
     stop: Arc<AtomicBool>,
+    begun: Arc<AtomicU64>,
     done: Arc<AtomicU64>,
     thread: Option<JoinHandle<Report>>,
 }
@@ -46,19 +47,27 @@ pub struct Report {
 impl Load {
     /// Starts making `rate` connections a second to `address`.
     pub fn start(address: SocketAddr, rate: u32) -> Load {
-        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let (stop_, done_) = (stop.clone(), done.clone());
+        let stop = Arc::new(AtomicBool::new(false));
+        let (begun, done) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
+        let (stop_, begun_, done_) = (stop.clone(), begun.clone(), done.clone());
         let thread = thread::spawn(move || {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            runtime.block_on(drive(address, rate, &stop_, &done_))
+            runtime.block_on(drive(address, rate, &stop_, &begun_, &done_))
         });
-        Load { stop, done, thread: Some(thread) }
+        Load { stop, begun, done, thread: Some(thread) }
     }
 
     /// How many connections have ended so far, well or not.
     pub fn done(&self) -> u64 {
         self.done.load(Ordering::Relaxed)
+    }
+
+    /// How many connections are not done, at most.
+    pub fn open(&self) -> u64 {
+        // In this order: one that ends meanwhile is counted, none is missed.
+        let done = self.done();
+        self.begun.load(Ordering::Relaxed) - done
     }
 
     /// Makes no more connections, waits for the open ones, and tells.
@@ -111,7 +120,13 @@ pub async fn connect(address: SocketAddr) -> io::Result<String> {
     }
 }
 
-async fn drive(address: SocketAddr, rate: u32, stop: &AtomicBool, done: &AtomicU64) -> Report {
+async fn drive(
+    address: SocketAddr,
+    rate: u32,
+    stop: &AtomicBool,
+    opened: &AtomicU64,
+    done: &AtomicU64,
+) -> Report {
     let started = Instant::now();
     let mut report = Report::default();
     let mut open = JoinSet::new();
@@ -136,6 +151,7 @@ async fn drive(address: SocketAddr, rate: u32, stop: &AtomicBool, done: &AtomicU
         let due = (started.elapsed().as_secs_f64() * f64::from(rate)) as u64;
         while begun < due {
             begun += 1;
+            opened.store(begun, Ordering::Relaxed);
             open.spawn(async move { (Instant::now(), connect(address).await) });
         }
         while let Some(ended) = open.try_join_next() {

@@ -46,6 +46,42 @@ impl Program {
         self.child.lock().expect("no panic holds it").try_wait().expect("the state of a child")
     }
 
+    /// Its memory that is resident, in bytes.
+    ///
+    /// # Panics
+    /// When it has ended.
+    pub fn resident(&self) -> u64 {
+        let status = fs::read_to_string(self.outside().join("status")).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("resident memory");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+    }
+
+    /// The CPU time of its threads whose names begin so, each in nanoseconds.
+    ///
+    /// # Panics
+    /// When it has ended.
+    pub fn cpu(&self, threads: &str) -> Vec<u64> {
+        let tasks = fs::read_dir(self.outside().join("task")).expect("it runs").flatten();
+        let read = |path: PathBuf| fs::read_to_string(path).unwrap_or_default();
+        let named = tasks.map(|task| task.path()).filter(|task| read(task.join("comm")).starts_with(threads));
+        let spent = named.map(|task| read(task.join("schedstat")));
+        spent.filter_map(|text| text.split(' ').next()?.parse().ok()).collect()
+    }
+
+    /// Its folder in /proc, which is the one outside of the world and numbers processes differently.
+    fn outside(&self) -> PathBuf {
+        let inner = self.child.lock().expect("no panic holds it").id().to_string();
+        let world = fs::read_link("/proc/self/ns/pid").expect("a world of processes");
+        let mine = |process: &PathBuf| {
+            let status = fs::read_to_string(process.join("status")).unwrap_or_default();
+            let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+            ids.is_some_and(|ids| ids.split_whitespace().last() == Some(&inner))
+                && fs::read_link(process.join("ns/pid")).is_ok_and(|theirs| theirs == world)
+        };
+        let processes = fs::read_dir("/proc").expect("/proc").flatten().map(|entry| entry.path());
+        processes.into_iter().find(mine).unwrap_or_else(|| panic!("{} has ended", self.name))
+    }
+
     /// Sends a signal, whatever the process makes of it. Nothing happens to one that has ended.
     pub fn signal(&self, signal: Signal) {
         let mut child = self.child.lock().expect("no panic holds it");

@@ -48,7 +48,6 @@ fn main() -> ExitCode {
         a_dead_endpoint_costs_one_connection_and_is_put_aside,
         connections_that_are_redirected_reach_endpoints_and_others_pass,
         three_thousand_connections_at_once_are_served,
-        no_request_and_no_connection_fails_while_endpoints_are_rolled,
     ];
     tests.push(Test {
         name: "the_module_is_small_and_takes_no_data",
@@ -461,60 +460,6 @@ async fn three_thousand_connections_at_once_are_served(world: World, version: Ve
     drop(open);
     let all = envoy.number("wasmcustom.remora_connections_opened_total").await.expect("a number");
     envoy.wait_number("remora_connections_closed_total", |closed| closed == all).await;
-}
-
-async fn no_request_and_no_connection_fails_while_endpoints_are_rolled(world: World, version: Version) {
-    const ROUNDS: usize = 12;
-    let (_programs, addresses) = greeters(&world, 5);
-    let servers = servers(5).await;
-    // Three of five at a time, each leaving before it would end.
-    let services = |round: usize| {
-        let three = |all: &[SocketAddr]| (0..3).map(|n| all[(round + n) % 5]).collect::<Vec<_>>();
-        let http: Vec<_> = servers.iter().map(|server| server.address).collect();
-        [Service::new("web", "10.96.0.10", three(&http)), Service::new("db", "10.96.0.14", three(&addresses))]
-    };
-    let feeder = Feeder::ready(&world, &services(0), &[]).await;
-    // Both at once, in one VM: the listener and the cluster of the one file are added to the other.
-    let tcp = replaced(&envoy::configuration("tcp.yaml"), "shop/web:80", "shop/db:80");
-    let part = |text: &str, from: &str, to: &str| {
-        let text = text.split_once(from).expect("the file has its parts").1;
-        text.split_once(to).expect("the file has its parts").0.to_owned()
-    };
-    let listener =
-        part(&tcp, "  listeners:\n", "  clusters:\n").replace("cluster: remora\n", "cluster: remora-tcp\n");
-    let clusters =
-        part(&tcp, "  clusters:\n", "  # Where `remora").replace("- name: remora\n", "- name: remora-tcp\n");
-    let both =
-        replaced(&envoy::configuration("http.yaml"), "  listeners:\n", &format!("  listeners:\n{listener}"));
-    let both = replaced(&both, "  clusters:\n", &format!("  clusters:\n{clusters}"));
-    let _envoy = Envoy::ready(&world, version, &both).await;
-    settles("every worker has the table", |answer| answer.status == 200).await;
-    served(at(TCP), 3).await;
-    let load = tests::Load::start(at(TCP), 100);
-    let mut clients = Vec::new();
-    for _ in 0..4 {
-        clients.push(Client::one(at(HTTP)).await.expect("a connection"));
-    }
-    let mut met = BTreeSet::new();
-    for round in 1..=ROUNDS {
-        feeder.change(&services(round));
-        let newest = servers[(round + 2) % 5].address.to_string();
-        wait_until(SOON, "the new endpoint serves", async || {
-            for client in &mut clients {
-                let answers = spread(client, "web.shop", 10).await;
-                met.extend(answers.keys().cloned());
-                if !answers.contains_key(&newest) {
-                    return Err(format!("{answers:?}"));
-                }
-            }
-            Ok(())
-        })
-        .await;
-    }
-    assert_eq!(met.len(), 5, "{met:?}");
-    let report = load.stop();
-    report.assert_none_failed();
-    assert_eq!(report.answered.len(), 5, "{:?}", report.answered);
 }
 
 async fn the_module_is_small_and_takes_no_data(_: World) {
