@@ -61,6 +61,8 @@ pub fn main(tests: Vec<Test>) -> ExitCode {
 /// the same time, if the command line does not say.
 pub fn main_of(groups: Vec<(usize, Vec<Test>)>) -> ExitCode {
     let mut arguments = Arguments::from_args();
+    // What `cargo bench` runs in a world is run as tests are.
+    arguments.bench = false;
     if !arguments.list {
         // Where an ordinary user does not look for them.
         let path = env::var("PATH").unwrap_or_default();
