@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// Services of the large cluster.
 const SERVICES: usize = 10_000;
 /// Changes whose CPU is measured.
-const CHANGES: usize = 200;
+const CHANGES: usize = 100;
 /// Turns of requests without changes, and of as many with changes.
 const ROUNDS: usize = 10;
 /// Requests of a turn.
