@@ -139,6 +139,13 @@ impl Feeder {
         self.wait_ready().await;
     }
 
+    /// One of its metrics that has no labels.
+    pub async fn number(&self, name: &str) -> Result<f64, String> {
+        let (_, page) = ask::get(HEALTH.parse().expect("an address"), "/metrics").await?;
+        let number = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        number.ok_or_else(|| format!("there is no {name}"))
+    }
+
     async fn wait_ready(&self) {
         wait_until(SOON, "the feeder is ready", async || {
             match ask::get(HEALTH.parse().expect("an address"), "/readyz").await {
