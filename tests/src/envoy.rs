@@ -139,6 +139,13 @@ pub fn configuration(name: &str) -> String {
     replaced(&text, INSTALLED, &filter().display().to_string())
 }
 
+/// A configuration whose connects may take ten seconds: on a busy machine a worker may stand still for longer than the one
+/// second of the files, and then takes every endpoint for dead.
+pub fn patient(text: &str) -> String {
+    let text = replaced(text, "connect_timeout: 1s", "connect_timeout: 10s");
+    replaced(&text, r#""connectTimeout": 1"#, r#""connectTimeout": 10"#)
+}
+
 /// `text` with every `from` replaced.
 ///
 /// # Panics

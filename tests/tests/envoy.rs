@@ -334,7 +334,7 @@ fn greeter(world: &World, name: &str, address: SocketAddr) -> Program {
 }
 
 async fn tcp(world: &World, version: Version, name: &str) -> Envoy {
-    Envoy::ready(world, version, &envoy::configuration(name)).await
+    Envoy::ready(world, version, &envoy::patient(&envoy::configuration(name))).await
 }
 
 /// So many connections, one after the other: who answered how often, and how many were closed without an answer.
