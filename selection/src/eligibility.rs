@@ -178,12 +178,26 @@ pub fn build(
 
 /// Addresses of ready endpoints on this node, over all ports of `family`: what kube-proxy's health check counts.
 fn local_ready(surveys: &[Survey<'_>], family: Family) -> u32 {
-    let of_family = surveys.iter().filter(|survey| survey.id.family == family);
-    let ready = of_family.flat_map(|survey| &survey.endpoints).filter(|e| e.is_local && e.fact.ready);
-    let mut addresses: Vec<IpAddr> = ready.map(|e| e.address.ip()).collect();
-    addresses.sort_unstable();
-    addresses.dedup();
-    addresses.len() as u32
+    let of_family: Vec<_> = surveys.iter().filter(|survey| survey.id.family == family).collect();
+    let counts = |e: &&Standing<'_>| e.is_local && e.fact.ready;
+    let mut count = 0;
+    for (n, survey) in of_family.iter().enumerate() {
+        let mut last = None;
+        for e in survey.endpoints.iter().filter(counts) {
+            let ip = e.address.ip();
+            // A port has its endpoints in the order of addresses; most ports have those of the first.
+            let is_new = last.replace(ip) != Some(ip);
+            let is_counted = || of_family[..n].iter().any(|other| has(&other.endpoints, ip, counts));
+            count += u32::from(is_new && !is_counted());
+        }
+    }
+    count
+}
+
+/// One of `endpoints`, which are in the order of addresses, has the address `ip` and is wanted.
+fn has(endpoints: &[Standing<'_>], ip: IpAddr, is_wanted: impl Fn(&&Standing<'_>) -> bool) -> bool {
+    let first = endpoints.partition_point(|e| bits(e.address.ip()) < bits(ip));
+    endpoints[first..].iter().take_while(|e| e.address.ip() == ip).any(|e| is_wanted(&e))
 }
 
 /// The endpoints that `slices` name for `port`, each address once, ordered by address.
