@@ -6,8 +6,9 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 
+use crate::world::{self, Test};
 use crate::{Program, SOON, World, ask, tools, wait_until};
 
 /// Which Envoy.
@@ -29,6 +30,31 @@ pub(crate) const INSTALLED: &str = "/etc/remora/filter.wasm";
 pub struct Envoy {
     /// The process.
     pub program: Program,
+}
+
+/// Runs each of the named `async fn(World, Version)` as two tests: in the newest Envoy, and in the oldest.
+#[macro_export]
+macro_rules! in_both_envoys {
+    ($($test:ident),+ $(,)?) => {
+        vec![$(
+            $crate::world::Test {
+                name: concat!(stringify!($test), "_in_the_newest"),
+                run: |world| Box::pin($test(world, $crate::envoy::Version::Newest)),
+            },
+            $crate::world::Test {
+                name: concat!(stringify!($test), "_in_the_oldest"),
+                run: |world| Box::pin($test(world, $crate::envoy::Version::Oldest)),
+            },
+        )+]
+    };
+}
+
+/// The main function of a test binary whose tests load the filter into Envoys.
+pub fn main(tests: Vec<Test>) -> ExitCode {
+    if !world::is_inside() && !std::env::args().any(|argument| argument == "--list") {
+        build_filter();
+    }
+    world::main(tests)
 }
 
 /// Builds the filter, as its users do, and tells how that goes. To be called before the world is entered: nothing can

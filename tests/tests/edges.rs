@@ -11,30 +11,10 @@ use tests::feeder::{Feeder, Service};
 use tests::http::{Client, Server};
 use tests::load::connect;
 use tests::tools;
-use tests::world::{self, Test};
 use tests::{Program, SOON, World, wait_until};
 
-/// Each in both Envoys.
-macro_rules! in_both {
-    ($($test:ident),+ $(,)?) => {
-        vec![$(
-            Test {
-                name: concat!(stringify!($test), "_in_the_newest"),
-                run: |world| Box::pin($test(world, Version::Newest)),
-            },
-            Test {
-                name: concat!(stringify!($test), "_in_the_oldest"),
-                run: |world| Box::pin($test(world, Version::Oldest)),
-            },
-        )+]
-    };
-}
-
 fn main() -> ExitCode {
-    if !world::is_inside() && !std::env::args().any(|argument| argument == "--list") {
-        envoy::build_filter();
-    }
-    world::main(in_both![
+    envoy::main(tests::in_both_envoys![
         a_vm_that_breaks_is_made_anew_for_requests,
         a_vm_that_breaks_is_made_anew_for_connections,
         listeners_that_come_and_go_leave_no_reader_of_the_feed_behind,

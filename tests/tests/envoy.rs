@@ -10,30 +10,11 @@ use tests::feeder::{Feeder, Service};
 use tests::http::{Answer, Client, Server};
 use tests::load::connect;
 use tests::tools;
-use tests::world::{self, Test};
+use tests::world::Test;
 use tests::{Program, SOON, World, wait_until};
 
-/// Each in both Envoys.
-macro_rules! in_both {
-    ($($test:ident),+ $(,)?) => {
-        vec![$(
-            Test {
-                name: concat!(stringify!($test), "_in_the_newest"),
-                run: |world| Box::pin($test(world, Version::Newest)),
-            },
-            Test {
-                name: concat!(stringify!($test), "_in_the_oldest"),
-                run: |world| Box::pin($test(world, Version::Oldest)),
-            },
-        )+]
-    };
-}
-
 fn main() -> ExitCode {
-    if !world::is_inside() && !std::env::args().any(|argument| argument == "--list") {
-        envoy::build_filter();
-    }
-    let mut tests = in_both![
+    let mut tests = tests::in_both_envoys![
         requests_on_one_connection_spread_over_all_endpoints,
         a_refused_endpoint_is_tried_no_more_and_another_one_answers,
         where_nobody_serves_the_answer_is_503_or_the_fallback,
@@ -53,7 +34,7 @@ fn main() -> ExitCode {
         name: "the_module_is_small_and_takes_no_data",
         run: |world| Box::pin(the_module_is_small_and_takes_no_data(world)),
     });
-    world::main(tests)
+    envoy::main(tests)
 }
 
 const HTTP: &str = "127.0.0.1:8080";

@@ -7,30 +7,10 @@ use tests::envoy::{self, Envoy, Version, replaced};
 use tests::feeder::{FEED, Feeder, Service};
 use tests::gateway::{Gateway, HTTP, Requests, TCP, at};
 use tests::http::{Client, Server};
-use tests::world::{self, Test};
 use tests::{Load, SOON, World, ask, wait_until};
 
-/// Each in both Envoys.
-macro_rules! in_both {
-    ($($test:ident),+ $(,)?) => {
-        vec![$(
-            Test {
-                name: concat!(stringify!($test), "_in_the_newest"),
-                run: |world| Box::pin($test(world, Version::Newest)),
-            },
-            Test {
-                name: concat!(stringify!($test), "_in_the_oldest"),
-                run: |world| Box::pin($test(world, Version::Oldest)),
-            },
-        )+]
-    };
-}
-
 fn main() -> ExitCode {
-    if !world::is_inside() && !std::env::args().any(|argument| argument == "--list") {
-        envoy::build_filter();
-    }
-    world::main(in_both![
+    envoy::main(tests::in_both_envoys![
         the_module_may_be_fetched_from_the_hub_and_no_other_one_is_taken,
         nothing_fails_while_endpoints_are_rolled,
         no_request_fails_while_endpoints_are_killed_and_few_connections_do,

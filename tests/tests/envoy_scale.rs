@@ -8,7 +8,7 @@ use tests::feeder::{Feeder, Service};
 use tests::gateway::{HTTP, at};
 use tests::http::{Client, Server};
 use tests::scale::{Cluster, ENDPOINTS};
-use tests::world::{self, Test};
+use tests::world::Test;
 use tests::{World, wait_until};
 
 /// The Services of the cluster, beside the one that is asked.
@@ -23,10 +23,7 @@ const A_SERVICE: u64 = 1_000_000;
 const PATIENCE: Duration = Duration::from_secs(180);
 
 fn main() -> ExitCode {
-    if !world::is_inside() && !std::env::args().any(|argument| argument == "--list") {
-        envoy::build_filter();
-    }
-    world::main(vec![Test {
+    envoy::main(vec![Test {
         name: "both_workers_know_ten_thousand_services_and_who_wants_one_holds_one",
         run: |world| Box::pin(both_workers_know_ten_thousand_services_and_who_wants_one_holds_one(world)),
     }])

@@ -11,30 +11,10 @@ use std::process::{Command, ExitCode};
 use tests::envoy::{self, Envoy, Version, replaced};
 use tests::feeder::{Feeder, Service};
 use tests::http::{Client, Server};
-use tests::world::{self, Test};
 use tests::{SOON, World, envoy_gateway, istio, wait_until};
 
-/// Each in both Envoys.
-macro_rules! in_both {
-    ($($test:ident),+ $(,)?) => {
-        vec![$(
-            Test {
-                name: concat!(stringify!($test), "_in_the_newest"),
-                run: |world| Box::pin($test(world, Version::Newest)),
-            },
-            Test {
-                name: concat!(stringify!($test), "_in_the_oldest"),
-                run: |world| Box::pin($test(world, Version::Oldest)),
-            },
-        )+]
-    };
-}
-
 fn main() -> ExitCode {
-    if !world::is_inside() && !std::env::args().any(|argument| argument == "--list") {
-        envoy::build_filter();
-    }
-    world::main(in_both![
+    envoy::main(tests::in_both_envoys![
         remora_chooses_among_the_endpoints_that_the_cluster_has,
         the_cluster_chooses_where_remora_says_nothing,
         an_endpoint_that_refuses_is_left_for_the_next_one_of_the_list,
