@@ -195,7 +195,8 @@ pub enum Error {
     FeedNotLoopback(SocketAddr),
     /// A DNS on every address.
     #[error(
-        "--dns {0} is every address of this machine, and an answer might leave from another one than was asked; name          the address that clients ask, such as 127.0.0.1:53"
+        "--dns {0} is every address of this machine, and an answer might leave from another one than was asked; name \
+         the address that clients ask, such as 127.0.0.1:53"
     )]
     DnsEverywhere(SocketAddr),
     /// A DNS by a source that does not know all names.
