@@ -2,25 +2,30 @@
 //! whether this is a Pod. Out: values of which none can be wrong any more, or one sentence.
 //! Never opens anything.
 
+mod ask;
+mod capture;
 mod duration;
+mod error;
 mod listen;
 mod range;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use selection::story::Connection;
-use selection::{Here, Protocol, ServiceName};
+use selection::Here;
 use watcher::{Source, feed};
 
+pub use ask::{Ask, Endpoints, Explain, client, service};
+pub use capture::{Capture, CaptureUp};
+pub use error::Error;
+
 use crate::arguments::{
-    self, AskArguments, CaptureUpArguments, CaptureVerb, EndpointsArguments, ExplainArguments, HubArguments,
-    LogFormat, NodeArguments, OutputFormat, PlaceArguments, ServingArguments, SidecarArguments,
+    HubArguments, LogFormat, NodeArguments, PlaceArguments, ServingArguments, SidecarArguments,
 };
-use crate::capture::{Plan, merged, merged_ports};
+use crate::capture::merged;
 use crate::dns;
 use crate::node;
 use crate::tcp::Listen;
@@ -108,175 +113,6 @@ pub struct Hub {
     pub log_level: String,
 }
 
-/// What `remora capture` shall do.
-#[derive(Debug)]
-pub enum Capture {
-    /// Begin.
-    Up(CaptureUp),
-    /// End.
-    Down,
-    /// Tell.
-    Show(OutputFormat),
-}
-
-/// What `remora capture up` shall do.
-#[derive(Debug)]
-pub struct CaptureUp {
-    /// What to capture; no ranges if the API server is to be asked for them.
-    pub plan: Plan,
-    /// Fail if it does not work.
-    pub strict: bool,
-    /// How to print it.
-    pub output: OutputFormat,
-}
-
-/// Whom `remora endpoints` and `remora explain` shall ask.
-#[derive(Debug)]
-pub enum Ask {
-    /// The sidecar whose admin address this is.
-    Sidecar(SocketAddr),
-    /// Nobody: they look for themselves, from this place.
-    Source(Source, Here),
-}
-
-/// What `remora endpoints` shall do.
-#[derive(Debug)]
-pub struct Endpoints {
-    /// Which Service; all if `None`.
-    pub service: Option<ServiceName>,
-    /// Whom to ask.
-    pub ask: Ask,
-    /// How to print it.
-    pub output: OutputFormat,
-}
-
-/// What `remora explain` shall do.
-#[derive(Debug)]
-pub struct Explain {
-    /// The connection.
-    pub question: Connection,
-    /// Whom to ask.
-    pub ask: Ask,
-    /// How to print it.
-    pub output: OutputFormat,
-}
-
-/// What is wrong with the command line, as one sentence.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum Error {
-    /// A `--listen` cannot be read.
-    #[error("--listen {0}: {1}; write it as 127.0.0.1:8080=shop/web:80")]
-    Listen(String, String),
-    /// Two listens for one address.
-    #[error("--listen {0} is given twice; give each Service port an address or port of its own")]
-    ListenTwice(SocketAddr),
-    /// No such source.
-    #[error("--source: {0}")]
-    Source(String),
-    /// Not an address.
-    #[error("--{0} {1:?} is not an IP address and a port; write it as {2}")]
-    Address(&'static str, String, &'static str),
-    /// Admin beyond loopback.
-    #[error(
-        "--admin {0} could be reached by other machines, and whoever reaches it sees everything; use a \
-         loopback address such as 127.0.0.1:64103"
-    )]
-    AdminNotLoopback(SocketAddr),
-    /// No place for a feed.
-    #[error(
-        "--feed: {0:?} is neither a loopback address and a port nor a path; write it as 127.0.0.1:64105 or unix:PATH"
-    )]
-    Feed(String),
-    /// A feed beyond loopback.
-    #[error(
-        "--feed {0} could be reached by other machines, and nobody who reads proves who they are; use a loopback \
-         address such as 127.0.0.1:64105, or unix:PATH"
-    )]
-    FeedNotLoopback(SocketAddr),
-    /// A DNS on every address.
-    #[error(
-        "--dns {0} is every address of this machine, and an answer might leave from another one than was asked; name \
-         the address that clients ask, such as 127.0.0.1:53"
-    )]
-    DnsEverywhere(SocketAddr),
-    /// A DNS by a source that does not know all names.
-    #[error(
-        "--dns needs --source kube or manifests:PATH: the feed of another Remora does not tell the host names of \
-         endpoints"
-    )]
-    DnsByFeed,
-    /// Not a server.
-    #[error(
-        "--dns-forward {0:?} is not an IP address; write it as 10.96.0.10, 10.96.0.10:53 or [fd00::a]:53"
-    )]
-    DnsForward(String),
-    /// Not a zone.
-    #[error("--dns-zone {0:?} is not the name of a zone; write it as cluster.local")]
-    DnsZone(String),
-    /// Files without a place where they are served.
-    #[error(
-        "--assets: files are served beside the feed, and there is none; say where with --feed 127.0.0.1:64105"
-    )]
-    AssetsWithoutFeed,
-    /// Not a duration.
-    #[error("--{0} {1:?} is not a duration; write a whole number and ms, s, m or h, such as {2}")]
-    Duration(&'static str, String, &'static str),
-    /// Not a range of addresses.
-    #[error(
-        "--{0} {1:?} is not a range of addresses; write it as 10.96.0.0/12, fd00:96::/112 or a single address"
-    )]
-    Range(&'static str, String),
-    /// A range in which no Service can be.
-    #[error(
-        "--services {0} holds loopback, link-local or multicast addresses, which are no Service's; name the ranges of \
-         the cluster's Services only, such as 10.96.0.0/12"
-    )]
-    NoServices(IpNet),
-    /// Node ports are not handed over.
-    #[error(
-        "--handover is not for remora node, whose listeners come and go; leave it away: a successor has the node ports as \
-         soon as this process drains"
-    )]
-    HandoverOfNode,
-    /// Not an address of this node.
-    #[error("--node-ips {0:?} is not an IP address; write it as 192.168.1.10")]
-    NodeIp(String),
-    /// No addresses for node ports.
-    #[error(
-        "--nodeport-addresses {0:?} is neither primary, all or localhost, nor a range; write ranges as \
-         192.168.0.0/16,fd00::/8"
-    )]
-    NodePortAddresses(String),
-    /// Not a port.
-    #[error("--skip-ports {0:?} is not a port or a range of ports; write them as 9443,20000-20100")]
-    SkipPorts(String),
-    /// Not a number of threads.
-    #[error("--threads {0:?} is not a number of threads; write one from 1 to {THREADS_MOST}")]
-    Threads(String),
-    /// Not a number of connections.
-    #[error("--max-connections {0:?} is not a number of connections; write a whole number from 1 on")]
-    MaxConnections(String),
-    /// Not a size.
-    #[error(
-        "--buffer-size {0:?} is not a size from 4KiB to 16MiB; write a whole number and KiB or MiB, such as 64KiB"
-    )]
-    BufferSize(String),
-    /// Not a log level.
-    #[error(
-        "--log-level {0:?} is not a level; write error, warn, info, debug, trace or a filter such as info,watcher=debug"
-    )]
-    LogLevel(String),
-    /// Not a Service.
-    #[error("{0}; write NAMESPACE/NAME")]
-    Service(String),
-    /// Not an address to explain.
-    #[error("{0:?} is not an IP address and a port; write it as 10.96.0.10:80 or [fd00::10]:80")]
-    Explained(String),
-    /// Not a client.
-    #[error("--client {0:?} is not an IP address; write it as 10.1.2.3 or 10.1.2.3:4567")]
-    Client(String),
-}
-
 impl Sidecar {
     /// Judges the command line of `remora sidecar`; `in_pod` decides defaults.
     ///
@@ -357,37 +193,6 @@ impl Hub {
     }
 }
 
-impl Capture {
-    /// Judges the command line of `remora capture`.
-    ///
-    /// # Errors
-    /// The first thing that is wrong.
-    pub fn new(typed: CaptureVerb) -> Result<Self, Error> {
-        match typed {
-            CaptureVerb::Up(typed) => CaptureUp::new(typed).map(Self::Up),
-            CaptureVerb::Down => Ok(Self::Down),
-            CaptureVerb::Show { output } => Ok(Self::Show(output)),
-        }
-    }
-}
-
-impl CaptureUp {
-    fn new(typed: CaptureUpArguments) -> Result<Self, Error> {
-        let services = ranges("services", &typed.services)?;
-        if let Some(range) = services.iter().find(|range| !range::can_be_services(range)) {
-            return Err(Error::NoServices(*range));
-        }
-        let ports = |text: &String| range::ports(text).ok_or_else(|| Error::SkipPorts(text.clone()));
-        let plan = Plan {
-            services,
-            skip_ports: merged_ports(given(&typed.skip_ports).map(ports).collect::<Result<_, _>>()?),
-            skip_subnets: ranges("skip-subnets", &typed.skip_subnets)?,
-            user: typed.user,
-        };
-        Ok(Self { plan, strict: typed.strict, output: typed.output })
-    }
-}
-
 /// Ranges of addresses, given with the flag `flag`.
 fn ranges(flag: &'static str, typed: &[String]) -> Result<Vec<IpNet>, Error> {
     let range = |text: &String| range::net(text).ok_or_else(|| Error::Range(flag, text.clone()));
@@ -397,60 +202,6 @@ fn ranges(flag: &'static str, typed: &[String]) -> Result<Vec<IpNet>, Error> {
 /// What is not blank: an empty environment variable names nothing.
 fn given(typed: &[String]) -> impl Iterator<Item = &String> {
     typed.iter().filter(|text| !text.trim().is_empty())
-}
-
-impl Endpoints {
-    /// Judges the command line of `remora endpoints`.
-    ///
-    /// # Errors
-    /// The first thing that is wrong.
-    pub fn new(typed: EndpointsArguments) -> Result<Self, Error> {
-        let service = typed.service.as_deref().map(service).transpose()?;
-        let output = typed.ask.output;
-        Ok(Self { service, ask: ask(typed.ask)?, output })
-    }
-}
-
-impl Explain {
-    /// Judges the command line of `remora explain`.
-    ///
-    /// # Errors
-    /// The first thing that is wrong.
-    pub fn new(typed: ExplainArguments) -> Result<Self, Error> {
-        let protocol = match typed.protocol {
-            arguments::ProtocolName::Tcp => Protocol::Tcp,
-            arguments::ProtocolName::Udp => Protocol::Udp,
-            arguments::ProtocolName::Sctp => Protocol::Sctp,
-        };
-        let question = Connection {
-            address: typed.address.parse().map_err(|_| Error::Explained(typed.address.clone()))?,
-            protocol,
-            client: typed.client.as_deref().map(client).transpose()?,
-            inside: !typed.outside,
-        };
-        let output = typed.ask.output;
-        Ok(Self { question, ask: ask(typed.ask)?, output })
-    }
-}
-
-/// Reads `[NAMESPACE/]NAME`.
-///
-/// # Errors
-/// If it is not the name of a Service.
-pub fn service(text: &str) -> Result<ServiceName, Error> {
-    listen::service_name(text).map_err(Error::Service)
-}
-
-/// Reads `ADDRESS[:PORT]`.
-///
-/// # Errors
-/// If it is no IP address.
-pub fn client(text: &str) -> Result<SocketAddr, Error> {
-    let bare = || {
-        let unbracketed = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
-        unbracketed.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 0))
-    };
-    text.parse().or_else(|_| bare()).map_err(|_| Error::Client(text.to_owned()))
 }
 
 fn listens(typed: &[String]) -> Result<Vec<Listen>, Error> {
@@ -504,20 +255,6 @@ fn source(text: &str) -> Result<Source, Error> {
 fn here(typed: PlaceArguments) -> Here {
     let known = |text: String| Some(text.trim().into()).filter(|name: &selection::Symbol| !name.is_empty());
     Here { node: known(typed.node), zone: known(typed.zone) }
-}
-
-fn ask(typed: AskArguments) -> Result<Ask, Error> {
-    match &typed.source {
-        Some(text) => Ok(Ask::Source(source(text)?, here(typed.place))),
-        None => {
-            let mut admin = address("admin", Some(&typed.admin), ADMIN_IN_POD, ADMIN_IN_POD)?
-                .unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 64103));
-            if admin.ip().is_unspecified() {
-                admin.set_ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
-            }
-            Ok(Ask::Sidecar(admin))
-        }
-    }
 }
 
 /// An address or `off`; absent and empty mean `default`.
