@@ -107,7 +107,7 @@ fn it_is_served_by_http_2_too() {
 fn nothing_else_is_served_and_what_is_missing_is_said() {
     let folder = Folder::new();
     let (hub, at, assets) = hub(&folder);
-    assert!(hub.log().contains("there is no module to serve; filter/build makes it"), "{}", hub.log());
+    hub.wait_for_log("there is no module to serve; filter/build makes it");
     let says = |path: &str| {
         let (head, body) = ask(at, "GET", path, "");
         (head.split(' ').nth(1).unwrap().to_owned(), text(&body))

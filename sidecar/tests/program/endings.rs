@@ -46,7 +46,7 @@ fn what_is_open_at_the_end_of_the_drain_timeout_is_reset() {
         let error = client.stream.read(&mut [0]).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
         assert_eq!(sidecar.ended().code(), Some(0), "{signal:?}");
-        assert!(sidecar.log().contains("reset what was open"), "{}", sidecar.log());
+        sidecar.wait_for_log("reset what was open");
     }
 }
 

@@ -86,10 +86,7 @@ fn successors_take_over_and_no_connection_fails() {
 
     // More threads than there are sockets, then fewer: clients wait in each of them.
     let mut second = start(&successor(&first, &folder.source(), &path, &["--threads", "4"]));
-    until("the first process drains", || match first.log() {
-        log if log.contains("draining") => Ok(()),
-        log => Err(log),
-    });
+    first.wait_for_log("draining");
     clients.hundred_more();
     let mut third = start(&successor(&second, &folder.source(), &path, &["--threads", "1"]));
     assert_eq!(second.ended().code(), Some(0));
@@ -126,10 +123,7 @@ fn a_successor_without_a_table_leaves_everything_to_the_earlier_process() {
     clients.hundred_more();
     hopeless.kill().unwrap();
     hopeless.wait().unwrap();
-    until("its end is noticed", || match first.log() {
-        log if log.contains("a successor ended before it served; this process goes on") => Ok(()),
-        log => Err(log),
-    });
+    first.wait_for_log("a successor ended before it served; this process goes on");
     clients.hundred_more();
     let _second = start(&successor(&first, &folder.source(), &path, &[]));
     clients.hundred_more();
@@ -156,10 +150,7 @@ fn a_successor_takes_the_feed_over_and_its_readers_never_fall_behind() {
         let same = feed.strip_prefix("http://").unwrap_or(&feed);
         let mut second = start(&successor(&first, &folder.source(), &path, &["--feed", same]));
         assert_eq!(second.feed.as_ref(), Some(&feed));
-        until("the first process drains", || match first.log() {
-            log if log.contains("draining") => Ok(()),
-            log => Err(log),
-        });
+        first.wait_for_log("draining");
         folder.put_web(&IPS[..1], port);
         fed.wait_for_endpoints(&IPS[..1]);
         open.echo("an open connection stays where it is").unwrap();

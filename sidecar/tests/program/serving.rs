@@ -99,10 +99,7 @@ fn an_unknown_service_resets_its_connections_until_it_exists() {
     let (_servers, port) = Server::all_on(&IPS[..1]);
     let folder = Folder::new();
     let sidecar = Sidecar::start_web(&folder.source(), &[]);
-    until("the log says what is missing", || match sidecar.log() {
-        log if log.contains("there is no Service shop/web: create it, or correct --listen") => Ok(()),
-        log => Err(log),
-    });
+    sidecar.wait_for_log("there is no Service shop/web: create it, or correct --listen");
     assert_eq!(sidecar.health("/readyz").0, 200, "every other listener is served");
     let reset = Client::connect(sidecar.listens[0]).map(|client| client.server);
     assert_eq!(reset.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);

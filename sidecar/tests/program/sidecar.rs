@@ -137,6 +137,14 @@ impl Sidecar {
         self.log.lock().unwrap().clone()
     }
 
+    /// Waits until it has logged `text`: what it wrote comes through a pipe, later than what it did.
+    pub(crate) fn wait_for_log(&self, text: &str) {
+        until(&format!("the log says {text:?}"), || match self.log() {
+            log if log.contains(text) => Ok(()),
+            log => Err(log),
+        });
+    }
+
     /// Sends it a signal.
     pub(crate) fn signal(&self, signal: Signal) {
         rustix::process::kill_process(Pid::from_child(&self.child), signal).unwrap();
