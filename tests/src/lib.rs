@@ -27,6 +27,7 @@ pub mod istio;
 pub mod load;
 pub mod network;
 pub mod node;
+pub mod node_ports;
 pub mod pods;
 pub mod program;
 pub mod remora;

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::events::v1::Event;
@@ -11,7 +10,8 @@ use kube::Api;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use rustix::io::Errno;
 use serde_json::{Value, json};
-use tests::{Cluster, Host, Namespace, Pod, SOON, Sidecar, World, load, wait_until};
+use tests::node_ports::{at, from, met, node_port, number, refused, wait_met};
+use tests::{Cluster, Host, Namespace, Pod, SOON, Sidecar, World, wait_until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -27,58 +27,10 @@ tests::tests! {
     open_connections_outlive_their_node_port,
 }
 
-/// What a new connection to an address meets.
-async fn met(address: SocketAddr) -> Result<String, Option<Errno>> {
-    match tokio::time::timeout(Duration::from_secs(3), load::connect(address)).await {
-        Ok(Ok(name)) => Ok(name),
-        Ok(Err(error)) => {
-            // The load puts words around the system's error.
-            let kinds = [
-                (std::io::ErrorKind::ConnectionRefused, Errno::CONNREFUSED),
-                (std::io::ErrorKind::ConnectionReset, Errno::CONNRESET),
-            ];
-            Err(kinds.into_iter().find(|(kind, _)| *kind == error.kind()).map(|(_, errno)| errno))
-        }
-        Err(_) => Err(Some(Errno::TIMEDOUT)),
-    }
-}
-
-async fn wait_met(
-    node: &Sidecar,
-    address: SocketAddr,
-    what: &str,
-    is_it: impl Fn(&Result<String, Option<Errno>>) -> bool,
-) {
-    wait_until(SOON, &format!("{address}: {what}"), async || match met(address).await {
-        met if is_it(&met) => Ok(()),
-        other => Err(format!("{other:?}; {}", node.program.state())),
-    })
-    .await;
-}
-
-/// Makes the Service `web` of type NodePort; its node port.
-async fn node_port(namespace: &Namespace, mut spec: serde_json::Value) -> u16 {
-    spec["type"] = json!("NodePort");
-    namespace.service("web", spec).await;
-    number(namespace).await
-}
-
-/// The node port of `web`.
-async fn number(namespace: &Namespace) -> u16 {
-    let spec = namespace.services().get("web").await.expect("the Service").spec.expect("a spec");
-    let port = spec.ports.expect("ports").remove(0);
-    port.node_port.and_then(|port| u16::try_from(port).ok()).expect("a node port")
-}
-
-fn at(node: &Sidecar, port: u16) -> [SocketAddr; 2] {
-    node.host.ips().map(|ip| SocketAddr::new(ip, port))
-}
-
 async fn a_node_port_serves_in_both_families_and_refuses_while_nobody_can_serve(world: World) {
     let namespace = Namespace::new(Cluster::shared().await).await;
     let node = Sidecar::node(&world, &namespace.cluster.kubeconfig(), "node-a", &[]).await;
     let port = node_port(&namespace, json!({"ipFamilyPolicy": "RequireDualStack"})).await;
-    let refused = |met: &Result<String, Option<Errno>>| *met == Err(Some(Errno::CONNREFUSED));
     for address in at(&node, port) {
         assert_eq!(met(address).await, Err(Some(Errno::CONNREFUSED)), "nobody serves");
     }
@@ -109,7 +61,6 @@ async fn a_node_port_serves_in_both_families_and_refuses_while_nobody_can_serve(
 async fn a_service_that_changes_its_type_takes_its_node_port_along(world: World) {
     let namespace = Namespace::new(Cluster::shared().await).await;
     let node = Sidecar::node(&world, &namespace.cluster.kubeconfig(), "node-a", &[]).await;
-    let refused = |met: &Result<String, Option<Errno>>| *met == Err(Some(Errno::CONNREFUSED));
     let _pod = Pod::ready(&world, &namespace, "web", "web-0", "node-b").await;
     namespace.service("web", json!({})).await;
     for (kind, name) in [("NodePort", None), ("LoadBalancer", None), ("ExternalName", Some("shop.example"))] {
@@ -163,18 +114,6 @@ async fn under_policy_local_clients_outside_are_not_answered_by_a_node_without_e
     }
 }
 
-/// Who answers a client on a host.
-async fn from(host: &Host, address: SocketAddr) -> String {
-    let mut command = host.command("python3");
-    let script = "import socket, sys\n\
-                  s = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=10)\n\
-                  print(s.makefile().readline().strip(), end=\"\")";
-    command.args(["-c", script, &address.ip().to_string(), &address.port().to_string()]);
-    let output = tokio::process::Command::from(command).output().await.expect("python3");
-    assert!(output.status.success(), "{address}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
 async fn a_client_with_affinity_stays_with_its_endpoint_at_a_node_port(world: World) {
     let namespace = Namespace::new(Cluster::shared().await).await;
     let node = Sidecar::node(&world, &namespace.cluster.kubeconfig(), "node-a", &[]).await;
@@ -219,7 +158,6 @@ async fn a_health_check_answers_as_that_of_kube_proxy_does(world: World) {
         }
     }
     namespace.patch_service("web", json!({"spec": {"externalTrafficPolicy": "Cluster"}})).await;
-    let refused = |met: &Result<String, Option<Errno>>| *met == Err(Some(Errno::CONNREFUSED));
     wait_met(&node, SocketAddr::new(node.host.ip4().into(), port), "the check is gone", refused).await;
 }
 
