@@ -29,6 +29,10 @@ pub enum Verb {
     },
     /// Know the cluster and serve its feed to other Remoras; takes no connections to Services
     Hub(HubArguments),
+    /// Add sidecars to the Pods of manifests, and nothing else
+    Inject(InjectArguments),
+    /// Take the sidecars out of manifests again
+    Uninject(ManifestArguments),
     /// Show which endpoints serve a Service here, and why each other one is left out
     Endpoints(EndpointsArguments),
     /// Tell step by step what becomes of a connection to an address
@@ -185,6 +189,44 @@ pub struct HubArguments {
     /// Which log lines: error, warn, info, debug, trace, or a filter such as info,watcher=debug
     #[arg(long, env = "REMORA_LOG_LEVEL", default_value = "info", value_name = "LEVEL")]
     pub log_level: String,
+}
+
+/// `remora inject`.
+#[derive(Debug, Args)]
+pub struct InjectArguments {
+    /// Of what.
+    #[command(flatten)]
+    pub manifests: ManifestArguments,
+    /// The image of the sidecar and of the init container
+    #[arg(long, env = "REMORA_IMAGE", default_value = concat!("remora:", env!("CARGO_PKG_VERSION")), value_name = "IMAGE")]
+    pub image: String,
+    /// The ranges of the cluster's Services, such as 10.96.0.0/12 [default: the init container asks the API server].
+    /// Repeatable, or separated by commas
+    #[arg(long, env = "REMORA_SERVICES", value_name = "CIDRS", value_delimiter = ',')]
+    pub services: Vec<String>,
+    /// Where the sidecars learn of Services, as remora sidecar takes it
+    #[arg(long, env = "REMORA_SOURCE", default_value = "kube", value_name = "SOURCE")]
+    pub source: String,
+}
+
+/// Which manifests.
+#[derive(Debug, Args)]
+pub struct ManifestArguments {
+    /// The manifests, YAML or JSON; - is standard input
+    #[arg(long = "filename", short, default_value = "-", value_name = "FILE")]
+    pub file: PathBuf,
+    /// How to print them; yaml leaves all as it was written
+    #[arg(long, short, default_value = "yaml", value_name = "FORMAT")]
+    pub output: ManifestFormat,
+}
+
+/// How manifests are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ManifestFormat {
+    /// As they were written.
+    Yaml,
+    /// As JSON, one after the other.
+    Json,
 }
 
 /// What `remora capture` can do.

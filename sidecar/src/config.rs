@@ -6,6 +6,7 @@ mod ask;
 mod capture;
 mod duration;
 mod error;
+mod inject;
 mod listen;
 mod range;
 
@@ -21,6 +22,7 @@ use watcher::{Source, feed};
 pub use ask::{Ask, Endpoints, Explain, client, service};
 pub use capture::{Capture, CaptureUp};
 pub use error::Error;
+pub use inject::Inject;
 
 use crate::arguments::{
     HubArguments, LogFormat, NodeArguments, PlaceArguments, ServingArguments, SidecarArguments,

@@ -15,6 +15,7 @@ pub mod handover;
 pub mod health;
 pub mod http;
 pub mod hub;
+pub mod inject;
 pub mod listeners;
 pub mod logs;
 pub mod look;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use sidecar::arguments::{Arguments, Verb};
-use sidecar::{capture, config, endpoints, explain, hub, logs};
+use sidecar::{capture, config, endpoints, explain, hub, inject, logs};
 
 /// A wrong command line.
 const USAGE: u8 = 2;
@@ -28,6 +28,11 @@ fn main() -> ExitCode {
             Ok(config) => end(answer(capture::run(config))),
             Err(error) => usage(&error),
         },
+        Verb::Inject(typed) => match config::Inject::new(typed) {
+            Ok(config) => end(change(config)),
+            Err(error) => usage(&error),
+        },
+        Verb::Uninject(typed) => end(change(config::Inject::un(typed))),
         Verb::Endpoints(typed) => match config::Endpoints::new(typed) {
             Ok(config) => end(answer(endpoints::run(config))),
             Err(error) => usage(&error),
@@ -43,6 +48,11 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
     }
+}
+
+fn change(config: config::Inject) -> Result<String, inject::Error> {
+    let config::Inject { way, file, output } = config;
+    inject::run(&way, file, output, |text| print(text.as_bytes())).map(|()| String::new())
 }
 
 fn in_pod() -> bool {

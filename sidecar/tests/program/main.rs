@@ -17,6 +17,7 @@ mod exposition;
 mod feed;
 mod folder;
 mod handover;
+mod inject;
 mod server;
 mod serving;
 mod sidecar;

@@ -121,7 +121,8 @@ pub fn decode(bytes: &[u8], syntax: Syntax) -> Contents {
     };
     match syntax {
         Syntax::Yaml => {
-            documents(text).enumerate().for_each(|(i, document)| yaml(i + 1, document, &mut contents))
+            let documents = parts(text).filter(|document| !is_blank(document.text));
+            documents.enumerate().for_each(|(i, document)| yaml(i + 1, document, &mut contents))
         }
         Syntax::Json => json(text, &mut contents),
     }
@@ -135,9 +136,22 @@ struct Document<'t> {
     lines_before: u64,
 }
 
-/// The documents of a YAML text, which may be empty. A line that begins with `---` begins one, wherever it stands:
-/// not even a block of text may have such a line. So each is parsed by itself.
-fn documents(text: &str) -> impl Iterator<Item = Document<'_>> {
+/// The documents of a YAML text, some of which may be empty; all together are the text, byte for byte.
+pub fn documents(text: &str) -> impl Iterator<Item = &str> {
+    parts(text).map(|document| document.text)
+}
+
+/// What one document says; null for an empty one, `None` if it is neither YAML nor JSON, or unreasonable.
+pub fn value(document: &str) -> Option<Value> {
+    if is_blank(document) {
+        return Some(Value::Null);
+    }
+    serde_saphyr::from_str_with_options(document, locate::options()).ok()
+}
+
+/// A line that begins with `---` begins a document, wherever it stands: not even a block of text may have such a line.
+/// So each is parsed by itself.
+fn parts(text: &str) -> impl Iterator<Item = Document<'_>> {
     let mut rest = Some(Document { text, lines_before: 0 });
     let next = move || {
         let Document { text, lines_before } = rest.take()?;
@@ -151,12 +165,13 @@ fn documents(text: &str) -> impl Iterator<Item = Document<'_>> {
         }
         Some(Document { text, lines_before })
     };
-    let is_blank = |document: &Document<'_>| {
-        let mut lines =
-            document.text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#'));
-        lines.all(|line| matches!(line.trim_end(), "---" | "..."))
-    };
-    std::iter::from_fn(next).filter(move |document| !is_blank(document))
+    std::iter::from_fn(next)
+}
+
+/// Whether there is nothing but comments and marks.
+fn is_blank(document: &str) -> bool {
+    let mut lines = document.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#'));
+    lines.all(|line| matches!(line.trim_end(), "---" | "..."))
 }
 
 fn is_marker(line: &str) -> bool {

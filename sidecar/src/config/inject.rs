@@ -1,0 +1,41 @@
+//! What `remora inject` and `remora uninject` shall do.
+
+use std::path::PathBuf;
+
+use super::{Error, ranges, source};
+use crate::arguments::{InjectArguments, ManifestArguments, ManifestFormat};
+use crate::inject::{Settings, Way};
+
+/// What `remora inject` or `remora uninject` shall do.
+#[derive(Debug)]
+pub struct Inject {
+    /// Which of them, and how.
+    pub way: Way,
+    /// The manifests; standard input if `None`.
+    pub file: Option<PathBuf>,
+    /// How to print them.
+    pub output: ManifestFormat,
+}
+
+impl Inject {
+    /// Judges the command line of `remora inject`.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn new(typed: InjectArguments) -> Result<Self, Error> {
+        source(&typed.source)?;
+        let services = ranges("services", &typed.services)?;
+        let settings = Settings {
+            image: typed.image,
+            services: services.iter().map(ToString::to_string).collect(),
+            source: typed.source,
+        };
+        Ok(Self { way: Way::Inject(settings), ..Self::un(typed.manifests) })
+    }
+
+    /// The same for `remora uninject`, in which nothing can be wrong.
+    pub fn un(typed: ManifestArguments) -> Self {
+        let file = Some(typed.file).filter(|file| file.as_os_str() != "-");
+        Self { way: Way::Uninject, file, output: typed.output }
+    }
+}
