@@ -174,6 +174,11 @@ impl Cluster {
         roles.patch(user, &PatchParams::default(), &patch).await.expect("the role is changed");
     }
 
+    /// The certificate of who signed the API server's.
+    pub fn authority(&self) -> PathBuf {
+        self.world.folder().join("ca.crt")
+    }
+
     /// A client that may do everything. It belongs to the runtime of the test that calls.
     pub async fn client(&self) -> Client {
         client(&self.world.folder().join("admin.kubeconfig")).await

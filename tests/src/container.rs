@@ -32,9 +32,23 @@ pub struct Container {
     name: String,
 }
 
+/// What a container runs, and as whom.
+pub struct Process<'a> {
+    /// The user, and its group.
+    pub user: u32,
+    /// The bounding set, such as `CAP_NET_RAW`.
+    pub capabilities: &'a [&'a str],
+    /// Each `NAME=VALUE`.
+    pub environment: &'a [&'a str],
+    /// What is in its root, beside the program.
+    pub files: &'a [File<'a>],
+    /// Of `remora`.
+    pub arguments: &'a [&'a str],
+}
+
 /// A file in a container.
 pub struct File<'a> {
-    /// Its path, from `/`, in no folder.
+    /// Its path, from `/`.
     pub name: &'a str,
     /// What is in it; only the container's user reads it.
     pub content: String,
@@ -51,19 +65,25 @@ impl Container {
         files: &[File<'_>],
         arguments: &[&str],
     ) -> Container {
-        let name = format!("{}-{}", host.name(), crate::world::outer_pid());
+        Container::run(world, host, "", &Process { user: USER, capabilities, environment, files, arguments })
+    }
+
+    /// The same for any user; `name` tells apart the containers on a host.
+    pub fn run(world: &World, host: &Host, name: &str, process: &Process<'_>) -> Container {
+        let name = format!("{}{name}-{}", host.name(), crate::world::outer_pid());
         let bundle = world.own_folder().join(&name);
         let root = bundle.join("rootfs");
         fs::create_dir_all(&root).expect("a folder in memory");
         install(&root);
-        for File { name, content } in files {
+        for File { name, content } in process.files {
             let path = root.join(name.trim_start_matches('/'));
-            fs::write(&path, content)
+            fs::create_dir_all(path.parent().expect("a path below a root"))
+                .and_then(|()| fs::write(&path, content))
                 .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o400)))
-                .and_then(|()| chown(&path, Some(USER), Some(USER)))
+                .and_then(|()| chown(&path, Some(process.user), Some(process.user)))
                 .unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
         }
-        let config = config(host, capabilities, environment, arguments);
+        let config = config(host, process);
         fs::write(bundle.join("config.json"), config.to_string()).expect("a file in memory");
         let mut command = runc();
         command.arg("run").arg("--bundle").arg(&bundle).arg(&name);
@@ -107,12 +127,13 @@ fn install(root: &Path) {
 }
 
 /// What a CRI writes, without what needs the machine: limits of cgroups, and the profile of seccomp.
-fn config(host: &Host, capabilities: &[&str], environment: &[&str], arguments: &[&str]) -> Value {
-    let arguments: Vec<&str> = ["/remora"].iter().chain(arguments).copied().collect();
+fn config(host: &Host, process: &Process<'_>) -> Value {
+    let Process { user, capabilities, environment, arguments, .. } = process;
+    let arguments: Vec<&str> = ["/remora"].iter().chain(*arguments).copied().collect();
     json!({
         "ociVersion": "1.0.2",
         "process": {
-            "user": {"uid": USER, "gid": USER, "additionalGids": [USER]},
+            "user": {"uid": user, "gid": user, "additionalGids": [user]},
             "cwd": "/",
             "args": arguments,
             "env": environment,

@@ -24,6 +24,7 @@ pub mod http;
 pub mod injected;
 pub mod inside;
 pub mod istio;
+pub mod kubelet;
 pub mod load;
 pub mod network;
 pub mod node;
