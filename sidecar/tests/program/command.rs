@@ -242,5 +242,17 @@ fn only_the_verbs_that_work_are_offered() {
         // What is indented further goes on about the verb above.
         .filter_map(|line| line.strip_prefix("  ")?.split(' ').next().filter(|verb| !verb.is_empty()))
         .collect();
-    assert_eq!(verbs, ["sidecar", "node", "capture", "hub", "endpoints", "explain", "completion", "help"]);
+    let known = [
+        "sidecar",
+        "node",
+        "capture",
+        "hub",
+        "inject",
+        "uninject",
+        "endpoints",
+        "explain",
+        "completion",
+        "help",
+    ];
+    assert_eq!(verbs, known);
 }
