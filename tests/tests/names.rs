@@ -13,6 +13,8 @@ use tests::{Cluster, Host, Namespace, Program, SOON, World, tools, wait_until};
 
 tests::tests! {
     the_pods_of_a_stateful_set_have_names_while_they_are_ready,
+    slices_written_by_hand_have_names_together,
+    the_ports_of_a_service_are_found_by_their_names,
     partial_names_are_found_by_the_search_path,
     a_service_changes_from_an_external_name_to_an_address_and_back,
     what_the_cluster_does_not_have_is_denied_and_while_the_source_is_broken_left_to_others,
@@ -153,6 +155,45 @@ async fn the_pods_of_a_stateful_set_have_names_while_they_are_ready(world: World
     // Names of Pods that are not ready are wanted, where members of a cluster look for each other.
     dns.namespace.patch_service("db", json!({"spec": {"publishNotReadyAddresses": true}})).await;
     dns.wait(&dns.name("db-1.db"), "A", &[&ip(1)]).await;
+}
+
+/// "should provide DNS for services with multiple EndpointSlices and no Endpoints"
+async fn slices_written_by_hand_have_names_together(world: World) {
+    let dns = Dns::start(&world).await;
+    let headless = json!({"clusterIP": "None", "selector": null, "ports": [{"name": "pg", "port": 5432}]});
+    dns.namespace.service("hand", headless).await;
+    for number in [1, 2] {
+        let metadata =
+            json!({"name": format!("hand-{number}"), "labels": {"kubernetes.io/service-name": "hand"}});
+        let slice = json!({
+            "metadata": metadata, "addressType": "IPv4", "ports": [{"name": "pg", "port": 5432}],
+            "endpoints": [{"addresses": [ip(number)], "hostname": format!("host-{number}")}],
+        });
+        create(&dns.namespace.slices(), slice).await;
+    }
+    dns.wait(&dns.name("hand"), "A", &[&ip(1), &ip(2)]).await;
+    dns.wait(&dns.name("host-2.hand"), "A", &[&ip(2)]).await;
+    dns.namespace.slices().delete("hand-1", &DeleteParams::default()).await.expect("it was there");
+    dns.wait(&dns.name("hand"), "A", &[&ip(2)]).await;
+}
+
+/// "should provide DNS for services", as far as ports and reverse names go, and "should work with a service name that
+/// starts with a digit"
+async fn the_ports_of_a_service_are_found_by_their_names(world: World) {
+    let dns = Dns::start(&world).await;
+    let ports = json!([{"name": "http", "port": 80}, {"name": "dns", "port": 53, "protocol": "UDP"}]);
+    for name in ["web", "1web"] {
+        let service = dns.namespace.service(name, json!({"ports": ports})).await;
+        let ip = service.spec.and_then(|spec| spec.cluster_ip).expect("a cluster IP");
+        let whole = format!("{}.", dns.name(name));
+        dns.wait(&dns.name(name), "A", &[&ip]).await;
+        dns.wait(&dns.name(&format!("_http._tcp.{name}")), "SRV", &[&format!("0 100 80 {whole}")]).await;
+        dns.wait(&dns.name(&format!("_dns._udp.{name}")), "SRV", &[&format!("0 100 53 {whole}")]).await;
+        dns.wait(&dns.name(&format!("_http._udp.{name}")), "SRV", &["NXDOMAIN"]).await;
+        let mut octets: Vec<&str> = ip.split('.').collect();
+        octets.reverse();
+        dns.wait(&format!("{}.in-addr.arpa", octets.join(".")), "PTR", &[&whole]).await;
+    }
 }
 
 async fn partial_names_are_found_by_the_search_path(world: World) {
