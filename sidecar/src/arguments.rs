@@ -175,6 +175,15 @@ pub struct HubArguments {
     /// /filter.wasm.sha256
     #[arg(long, env = "REMORA_ASSETS", value_name = "FOLDER")]
     pub assets: Option<PathBuf>,
+    /// Where to answer the API server, by TLS, which Pods get a sidecar: POST /inject
+    #[arg(long, env = "REMORA_WEBHOOK", value_name = "ADDRESS:PORT", requires = "webhook_certificate")]
+    pub webhook: Option<String>,
+    /// A folder with tls.crt and tls.key, as a Secret of type kubernetes.io/tls has them; read again when it changes
+    #[arg(long, env = "REMORA_WEBHOOK_CERTIFICATE", value_name = "FOLDER")]
+    pub webhook_certificate: Option<PathBuf>,
+    /// What those Pods get.
+    #[command(flatten)]
+    pub injected: InjectedArguments,
     /// Where to answer the kubelet and Prometheus (/livez, /readyz, /metrics); off does not.
     /// [default: off; in a Pod [::]:64104]
     #[arg(long, env = "REMORA_HEALTH", value_name = "ADDRESS:PORT", verbatim_doc_comment)]
@@ -197,6 +206,14 @@ pub struct InjectArguments {
     /// Of what.
     #[command(flatten)]
     pub manifests: ManifestArguments,
+    /// What they get.
+    #[command(flatten)]
+    pub injected: InjectedArguments,
+}
+
+/// What Pods get: what `remora inject` and the webhook have in common.
+#[derive(Debug, Args)]
+pub struct InjectedArguments {
     /// The image of the sidecar and of the init container
     #[arg(long, env = "REMORA_IMAGE", default_value = concat!("remora:", env!("CARGO_PKG_VERSION")), value_name = "IMAGE")]
     pub image: String,
@@ -205,8 +222,8 @@ pub struct InjectArguments {
     #[arg(long, env = "REMORA_SERVICES", value_name = "CIDRS", value_delimiter = ',')]
     pub services: Vec<String>,
     /// Where the sidecars learn of Services, as remora sidecar takes it
-    #[arg(long, env = "REMORA_SOURCE", default_value = "kube", value_name = "SOURCE")]
-    pub source: String,
+    #[arg(long, env = "REMORA_SIDECAR_SOURCE", default_value = "kube", value_name = "SOURCE")]
+    pub sidecar_source: String,
 }
 
 /// Which manifests.

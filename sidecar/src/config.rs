@@ -25,7 +25,8 @@ pub use error::Error;
 pub use inject::Inject;
 
 use crate::arguments::{
-    HubArguments, LogFormat, NodeArguments, PlaceArguments, ServingArguments, SidecarArguments,
+    HubArguments, InjectedArguments, LogFormat, NodeArguments, PlaceArguments, ServingArguments,
+    SidecarArguments,
 };
 use crate::capture::merged;
 use crate::dns;
@@ -105,6 +106,8 @@ pub struct Hub {
     pub feed: feed::Address,
     /// The folder of the files that are served beside it.
     pub assets: Option<PathBuf>,
+    /// Where the API server asks what Pods get.
+    pub webhook: Option<Webhook>,
     /// Where the kubelet and Prometheus ask.
     pub health: Option<SocketAddr>,
     /// Where people ask.
@@ -113,6 +116,17 @@ pub struct Hub {
     pub log_format: LogFormat,
     /// Which log lines.
     pub log_level: String,
+}
+
+/// How the API server is told what Pods get.
+#[derive(Debug)]
+pub struct Webhook {
+    /// Where it asks.
+    pub address: SocketAddr,
+    /// The folder of the certificate.
+    pub certificate: PathBuf,
+    /// What they get.
+    pub settings: crate::inject::Settings,
 }
 
 impl Sidecar {
@@ -146,7 +160,7 @@ impl Sidecar {
         let (health, admin) = control(typed.health.as_deref(), typed.admin.as_deref(), in_pod)?;
         let level = level(&typed.log_level)?;
         let feed = typed.feed.as_deref().filter(|text| !matches!(text.trim(), "" | "off"));
-        let source = source(&typed.source)?;
+        let source = source("source", &typed.source)?;
         let dns = dns(typed.dns.as_deref(), &typed.dns_forward, &typed.dns_zone, &source)?;
         let assets = path(typed.assets);
         if assets.is_some() && feed.is_none() {
@@ -184,9 +198,10 @@ impl Hub {
     pub fn new(typed: HubArguments, in_pod: bool) -> Result<Self, Error> {
         let (health, admin) = control(typed.health.as_deref(), typed.admin.as_deref(), in_pod)?;
         Ok(Self {
-            source: source(&typed.source)?,
+            source: source("source", &typed.source)?,
             feed: feed_place(&typed.feed)?,
             assets: path(typed.assets),
+            webhook: webhook(typed.webhook.as_deref(), typed.webhook_certificate, typed.injected)?,
             health,
             admin,
             log_format: typed.log_format,
@@ -233,6 +248,17 @@ fn control(
     }
 }
 
+fn webhook(
+    typed: Option<&str>,
+    certificate: Option<PathBuf>,
+    injected: InjectedArguments,
+) -> Result<Option<Webhook>, Error> {
+    let address = address("webhook", typed, "off", "[::]:64106")?;
+    let certificate = path(certificate);
+    let (Some(address), Some(certificate)) = (address, certificate) else { return Ok(None) };
+    Ok(Some(Webhook { address, certificate, settings: inject::settings(injected)? }))
+}
+
 fn level(text: &str) -> Result<String, Error> {
     let level = text.trim().to_owned();
     if crate::logs::is_level(&level) { Ok(level) } else { Err(Error::LogLevel(level)) }
@@ -250,8 +276,8 @@ fn path(typed: Option<PathBuf>) -> Option<PathBuf> {
     typed.filter(|path| !path.as_os_str().is_empty())
 }
 
-fn source(text: &str) -> Result<Source, Error> {
-    Source::parse(text).map_err(|error| Error::Source(error.to_string()))
+fn source(flag: &'static str, text: &str) -> Result<Source, Error> {
+    Source::parse(text).map_err(|error| Error::Source(flag, error.to_string()))
 }
 
 fn here(typed: PlaceArguments) -> Here {

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use selection::Here;
 use watcher::Scope;
+use watcher::kubernetes::Namespaces;
 
 use crate::admin::Admin;
 use crate::config::Hub;
@@ -14,6 +15,7 @@ use crate::feed::{self, Feed};
 use crate::handover::Inherited;
 use crate::health::{Draining, Health};
 use crate::http;
+use crate::inject::Webhook;
 use crate::metrics::Metrics;
 use crate::sidecar::{Error, announce, secret};
 use crate::traffic::Traffic;
@@ -43,14 +45,34 @@ async fn serve(config: Hub) -> Result<(), Error> {
     let health = config.health.map(|address| bind("health", address)).transpose()?;
     let admin = config.admin.map(|address| bind("admin", address)).transpose()?;
 
+    let webhook = match config.webhook {
+        None => None,
+        Some(webhook) => {
+            let is_kube = matches!(config.source, watcher::Source::Kube(_));
+            let namespaces =
+                if is_kube { Some(Namespaces::new().await.map_err(watcher::Error::from)?) } else { None };
+            let listener = bind("webhook", webhook.address)?;
+            Some((Webhook::new(webhook.settings, namespaces, &webhook.certificate)?, listener))
+        }
+    };
+
     let source = config.source.to_string();
     let watch = watcher::start(config.source, Scope::All, Here::default()).await?;
     announce(&[], &[], &[], Some(&listener), health.as_ref(), admin.as_ref());
     let feed = Feed::new(watch.clone(), assets);
     let traffic = Arc::new(Traffic::default());
+    let admissions = webhook.as_ref().map(|(webhook, _)| webhook.counts());
+    if let Some((webhook, listener)) = webhook {
+        tracing::info!(address = %listener.local_addr().map_err(|error| Error::System("listen", error))?, "answering admissions");
+        tokio::spawn(webhook.serve(listener));
+    }
     if let Some(listener) = health {
         let metrics = Metrics::new(watch.clone(), Arc::clone(&traffic), Vec::new(), origin);
         let metrics = metrics.with_feed(feed.counts());
+        let metrics = match admissions {
+            Some(counts) => metrics.with_admissions(counts),
+            None => metrics,
+        };
         let draining = Draining::default();
         let answers = Health {
             watch: watch.clone(),

@@ -2,10 +2,13 @@
 //! the same, in which every Pod and every template of Pods has its two containers more; and a report of what was done,
 //! what was skipped, and why. Never touches a byte of anything else, not even a comment.
 
+mod certificate;
 mod container;
 mod edit;
 mod pod;
+mod review;
 mod tree;
+mod webhook;
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
@@ -15,7 +18,9 @@ use std::path::PathBuf;
 use serde_json::{Map, Value};
 use watcher::manifests::document::{documents, value};
 
+pub use certificate::Error as CertificateError;
 pub use pod::{Additions, Around, Settings, Skip, additions};
+pub use webhook::{Counts, Webhook};
 
 use crate::arguments::ManifestFormat;
 use edit::{Edits, Impossible};

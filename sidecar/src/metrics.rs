@@ -19,7 +19,7 @@ use watcher::{BOUNDS, Histogram, Status, Watch};
 use crate::signals::Capturing;
 use crate::tcp::Listen;
 use crate::traffic::{Counts, Failure, Label, Traffic};
-use crate::{dns, feed, node};
+use crate::{dns, feed, inject, node};
 use process::Process;
 
 /// The media type of what [`Metrics::text`] gives.
@@ -32,7 +32,17 @@ pub struct Metrics(Readings);
 impl Metrics {
     /// Reads from these; `origin` is where the times in tallies begin.
     pub fn new(watch: Watch, traffic: Arc<Traffic>, listens: Vec<Listen>, origin: Instant) -> Self {
-        Self(Readings { watch, traffic, listens, origin, capturing: None, feed: None, dns: None, node: None })
+        Self(Readings {
+            watch,
+            traffic,
+            listens,
+            origin,
+            capturing: None,
+            feed: None,
+            dns: None,
+            node: None,
+            admissions: None,
+        })
     }
 
     /// The same, with whether connections are captured.
@@ -50,6 +60,12 @@ impl Metrics {
     /// The same, with what the ports of this node are doing.
     pub fn with_node(mut self, node: Arc<node::Counts>) -> Self {
         self.0.node = Some(node);
+        self
+    }
+
+    /// The same, with which Pods the webhook was asked about.
+    pub fn with_admissions(mut self, admissions: Arc<inject::Counts>) -> Self {
+        self.0.admissions = Some(admissions);
         self
     }
 
@@ -81,6 +97,7 @@ struct Readings {
     feed: Option<Arc<feed::Counts>>,
     node: Option<Arc<node::Counts>>,
     dns: Option<Arc<dns::Counts>>,
+    admissions: Option<Arc<inject::Counts>>,
 }
 
 impl Collector for Readings {
@@ -107,6 +124,7 @@ impl Collector for Readings {
         self.node.iter().try_for_each(|counts| node_ports(&mut page, counts))?;
         self.feed.iter().try_for_each(|counts| told(&mut page, counts))?;
         self.dns.iter().try_for_each(|counts| names(&mut page, counts))?;
+        self.admissions.iter().try_for_each(|counts| admissions(&mut page, counts))?;
         process_of(&mut page, Process::read())
     }
 }
@@ -265,6 +283,14 @@ fn told(page: &mut Page<'_>, counts: &feed::Counts) -> fmt::Result {
         "remora_feed_resets",
         "Readers that were not told on: they fell behind, took nothing, sent no subscription or were too many",
         counts.resets().map(|(why, count)| ([("reason", why.label())], count)),
+    )
+}
+
+fn admissions(page: &mut Page<'_>, counts: &inject::Counts) -> fmt::Result {
+    page.counters(
+        "remora_admissions",
+        "Pods that the webhook was asked about: injected, or why not",
+        counts.read().into_iter().map(|(outcome, count)| ([("outcome", outcome)], count)),
     )
 }
 

@@ -35,7 +35,7 @@ use crate::metrics::Metrics;
 use crate::signals::{self, Capturing};
 use crate::tcp::{self, Entrance, Listen};
 use crate::traffic::Traffic;
-use crate::{capabilities, listeners, logs, node};
+use crate::{capabilities, inject, listeners, logs, node};
 
 /// Why the sidecar does not start.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +55,9 @@ pub enum Error {
     /// The DNS.
     #[error(transparent)]
     Dns(#[from] dns::Error),
+    /// The webhook.
+    #[error(transparent)]
+    Webhook(#[from] inject::CertificateError),
     /// The process before or after this one.
     #[error(transparent)]
     Handover(#[from] handover::Error),

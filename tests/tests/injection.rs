@@ -2,20 +2,27 @@
 //! exactly as it says.
 
 use std::io::Write;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use k8s_openapi::ByteString;
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::{Namespace as KubeNamespace, Pod as KubePod};
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
+use rcgen::{CertificateParams, KeyPair};
 use serde_json::{Value, json};
-use tests::cluster::SERVICES;
+use tests::cluster::{SERVICES, create};
 use tests::kubelet::Sidecars;
-use tests::{Client, Cluster, Namespace, SOON, Way, World, ask, tools, wait_until};
+use tests::{Client, Cluster, Host, Namespace, Program, SOON, Way, World, ask, tools, wait_until};
 
 tests::tests! {
     an_injected_pod_is_accepted_and_its_connections_are_balanced,
     every_kind_with_pods_is_accepted,
     where_capture_is_forbidden_a_pod_is_injected_without_it_and_starts,
+    the_webhook_injects_pods_as_they_are_made_and_a_dead_one_stops_nobody,
+    a_certificate_is_replaced_without_a_gap,
 }
 
 const APP: &str = "
@@ -168,4 +175,153 @@ async fn where_capture_is_forbidden_a_pod_is_injected_without_it_and_starts(worl
         other => Err(format!("{other:?}; {}", sidecars.only().program.state())),
     })
     .await;
+}
+
+/// A hub that answers the API server, registered there for one namespace.
+struct Hub {
+    host: Host,
+    program: Program,
+    certificate: PathBuf,
+    configurations: Api<MutatingWebhookConfiguration>,
+    name: String,
+}
+
+impl Hub {
+    async fn start(world: &World, namespace: &Namespace) -> Hub {
+        let name = format!("hub-{}", namespace.name);
+        let reads = ["get", "list", "watch"];
+        let rules = json!([
+            {"apiGroups": [""], "resources": ["services", "namespaces"], "verbs": reads},
+            {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": reads},
+        ]);
+        let kubeconfig = namespace.cluster.user_with(&name, rules).await;
+        let host = Host::new(world, "hub");
+        let certificate = world.own_folder().join("certificate");
+        std::fs::create_dir_all(&certificate).expect("a folder");
+        let bundle = put_certificate(&certificate, &host);
+        let mut command = host.command(tools::own("remora", "sidecar"));
+        let address = SocketAddr::new(host.ip4().into(), 8443);
+        command.env("KUBECONFIG", kubeconfig).args(["hub", "--source", "kube", "--feed", "127.0.0.1:64105"]);
+        command.args(["--webhook", &address.to_string(), "--webhook-certificate"]).arg(&certificate);
+        command.args(["--services", &SERVICES.join(",")]);
+        let program = Program::start(world, host.name(), command);
+        let configurations: Api<MutatingWebhookConfiguration> = Api::all(namespace.client.clone());
+        let hook = json!({
+            "name": "inject.remora.dev",
+            "clientConfig": {"url": format!("https://{address}/inject"), "caBundle": ByteString(bundle)},
+            "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"], "operations": ["CREATE"]}],
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace.name}},
+            "admissionReviewVersions": ["v1"], "sideEffects": "None", "failurePolicy": "Ignore",
+        });
+        create(&configurations, json!({"metadata": {"name": name}, "webhooks": [hook]})).await;
+        let hub = Hub { host, program, certificate, configurations, name };
+        wait_until(SOON, "the API server asks", async || match hub.injects(namespace, APP).await {
+            Ok(true) => Ok(()),
+            other => Err(format!("{other:?}; {}", hub.program.state())),
+        })
+        .await;
+        hub
+    }
+
+    /// Whether a Pod, made for a try, comes back with a sidecar.
+    async fn injects(&self, namespace: &Namespace, manifest: &str) -> Result<bool, String> {
+        let pods: Api<KubePod> = Api::namespaced(namespace.client.clone(), &namespace.name);
+        let dry = PostParams { dry_run: true, ..PostParams::default() };
+        let made = pods.create(&dry, &pod(manifest)).await.map_err(|error| error.to_string())?;
+        let spec = serde_json::to_value(made.spec).expect("JSON");
+        let containers = spec["initContainers"].as_array().cloned().unwrap_or_default();
+        Ok(containers.iter().filter(|container| container["name"] == "remora").count() == 1)
+    }
+
+    /// Has the API server trust what `bundle` has.
+    async fn trust(&self, bundle: Vec<u8>) {
+        let patch = json!([{"op": "replace", "path": "/webhooks/0/clientConfig/caBundle", "value": ByteString(bundle)}]);
+        let patch = Patch::<()>::Json(serde_json::from_value(patch).expect("a patch"));
+        self.configurations.patch(&self.name, &PatchParams::default(), &patch).await.expect("it is changed");
+    }
+}
+
+/// Writes a new certificate for a host, as a Secret is renewed: both files at one moment. What to trust, PEM.
+fn put_certificate(folder: &Path, host: &Host) -> Vec<u8> {
+    let key = KeyPair::generate().expect("a key");
+    let parameters = CertificateParams::new(vec![host.ip4().to_string()]).expect("a name");
+    let certificate = parameters.self_signed(&key).expect("a certificate").pem();
+    for (name, text) in [("tls.crt", &certificate), ("tls.key", &key.serialize_pem())] {
+        std::fs::write(folder.join(name), text).expect("a file");
+    }
+    certificate.into_bytes()
+}
+
+async fn the_webhook_injects_pods_as_they_are_made_and_a_dead_one_stops_nobody(world: World) {
+    let namespace = Namespace::new(Cluster::shared().await).await;
+    let hub = Hub::start(&world, &namespace).await;
+    let (by_hand, _) = inject(APP);
+    let made = APP.replace("name: app}", "name: made}");
+    let by_webhook = created(&namespace, &made).await.expect("it is made");
+    let expected = serde_json::to_value(pod(&by_hand)).expect("JSON");
+    // The API server adds its defaults, to either in the same way.
+    let same = created(&namespace, &by_hand.replace("name: app}", "name: same}")).await.expect("it is made");
+    assert_eq!(by_webhook["spec"]["initContainers"], same["spec"]["initContainers"]);
+    assert_eq!(by_webhook["metadata"]["annotations"], expected["metadata"]["annotations"]);
+
+    let out = APP.replace("{name: app}", "{name: out, labels: {remora.dev/inject: disabled}}");
+    assert_eq!(hub.injects(&namespace, &out).await, Ok(false), "it does not want one");
+    let wrong = APP.replace("{name: app}", "{name: wrong, annotations: {remora.dev/listen: nowhere}}");
+    assert_eq!(hub.injects(&namespace, &wrong).await, Ok(false), "a mistake stops nobody");
+
+    let labels = json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "baseline"}}});
+    let namespaces: Api<KubeNamespace> = Api::all(namespace.client.clone());
+    namespaces
+        .patch(&namespace.name, &PatchParams::default(), &Patch::Merge(labels))
+        .await
+        .expect("it is labelled");
+    wait_until(SOON, "it knows what the namespace forbids", async || {
+        match hub.injects(&namespace, APP).await {
+            Ok(false) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    let listening = APP.replace(
+        "{name: app}",
+        "{name: listening, annotations: {remora.dev/listen: '127.0.0.1:8081=a/b:80'}}",
+    );
+    assert_eq!(hub.injects(&namespace, &listening).await, Ok(true), "without capture");
+
+    hub.program.kill();
+    assert_eq!(hub.injects(&namespace, &listening).await, Ok(false), "a Pod is made all the same");
+}
+
+async fn a_certificate_is_replaced_without_a_gap(world: World) {
+    let namespace = Namespace::new(Cluster::shared().await).await;
+    let hub = Hub::start(&world, &namespace).await;
+    let read = |folder: &Path, name: &str| std::fs::read(folder.join(name)).expect("a file");
+    let old = read(&hub.certificate, "tls.crt");
+    let next = world.own_folder().join("next");
+    std::fs::create_dir_all(&next).expect("a folder");
+    let new = put_certificate(&next, &hub.host);
+    let all_are_injected = async |what: &str| {
+        for _ in 0..20 {
+            assert_eq!(hub.injects(&namespace, APP).await, Ok(true), "{what}: {}", hub.program.state());
+        }
+    };
+    hub.trust([old, new.clone()].concat()).await;
+    all_are_injected("both are trusted").await;
+    // In the worst order: for a while, the files do not fit.
+    std::fs::write(hub.certificate.join("tls.crt"), read(&next, "tls.crt")).expect("a file");
+    wait_until(SOON, "the hub sees half of it", async || {
+        all_are_injected("half is there").await;
+        let log = hub.program.state();
+        if log.contains("the last one that worked is used on") { Ok(()) } else { Err(log) }
+    })
+    .await;
+    std::fs::write(hub.certificate.join("tls.key"), read(&next, "tls.key")).expect("a file");
+    wait_until(SOON, "the hub has the new one", async || {
+        all_are_injected("all is there").await;
+        let log = hub.program.state();
+        if log.contains("the webhook has a new certificate") { Ok(()) } else { Err(log) }
+    })
+    .await;
+    hub.trust(new).await;
+    all_are_injected("only the new one is trusted").await;
 }

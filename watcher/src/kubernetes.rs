@@ -6,6 +6,7 @@
 //! known, does not fall back to pages where streaming lists are refused, and cannot list again on purpose.
 
 mod failure;
+mod namespaces;
 mod notices;
 mod outage;
 pub mod ranges;
@@ -24,6 +25,7 @@ use crate::watch::{Events, Report};
 use outage::Outage;
 use stream::Follower;
 
+pub use namespaces::Namespaces;
 pub use notices::{Notice, Notices};
 
 /// How the Kubernetes API is followed.

@@ -16,8 +16,8 @@ pub enum Error {
     #[error("--listen {0} is given twice; give each Service port an address or port of its own")]
     ListenTwice(SocketAddr),
     /// No such source.
-    #[error("--source: {0}")]
-    Source(String),
+    #[error("--{0}: {1}")]
+    Source(&'static str, String),
     /// Not an address.
     #[error("--{0} {1:?} is not an IP address and a port; write it as {2}")]
     Address(&'static str, String, &'static str),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::{Error, ranges, source};
-use crate::arguments::{InjectArguments, ManifestArguments, ManifestFormat};
+use crate::arguments::{InjectArguments, InjectedArguments, ManifestArguments, ManifestFormat};
 use crate::inject::{Settings, Way};
 
 /// What `remora inject` or `remora uninject` shall do.
@@ -23,14 +23,7 @@ impl Inject {
     /// # Errors
     /// The first thing that is wrong.
     pub fn new(typed: InjectArguments) -> Result<Self, Error> {
-        source(&typed.source)?;
-        let services = ranges("services", &typed.services)?;
-        let settings = Settings {
-            image: typed.image,
-            services: services.iter().map(ToString::to_string).collect(),
-            source: typed.source,
-        };
-        Ok(Self { way: Way::Inject(settings), ..Self::un(typed.manifests) })
+        Ok(Self { way: Way::Inject(settings(typed.injected)?), ..Self::un(typed.manifests) })
     }
 
     /// The same for `remora uninject`, in which nothing can be wrong.
@@ -38,4 +31,15 @@ impl Inject {
         let file = Some(typed.file).filter(|file| file.as_os_str() != "-");
         Self { way: Way::Uninject, file, output: typed.output }
     }
+}
+
+/// What Pods get.
+pub(super) fn settings(typed: InjectedArguments) -> Result<Settings, Error> {
+    source("sidecar-source", &typed.sidecar_source)?;
+    let services = ranges("services", &typed.services)?;
+    Ok(Settings {
+        image: typed.image,
+        services: services.iter().map(ToString::to_string).collect(),
+        source: typed.sidecar_source,
+    })
 }

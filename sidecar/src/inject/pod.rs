@@ -91,6 +91,8 @@ pub enum Skip {
     Nothing,
     /// An annotation is wrong.
     Annotation(String),
+    /// Nothing is known of its namespace yet.
+    Namespace(String),
 }
 
 impl Skip {
@@ -107,12 +109,13 @@ impl Skip {
             Self::PodSecurity(_) => "pod-security",
             Self::Nothing => "nothing",
             Self::Annotation(_) => "annotation",
+            Self::Namespace(_) => "namespace",
         }
     }
 
     /// Whether somebody has to mend something.
     pub fn is_mistake(&self) -> bool {
-        matches!(self, Self::Name(_) | Self::User(_) | Self::Annotation(_))
+        matches!(self, Self::Name(_) | Self::User(_) | Self::Annotation(_) | Self::Namespace(_))
     }
 }
 
@@ -149,6 +152,10 @@ impl fmt::Display for Skip {
                  127.0.0.1:8080=shop/web:80"
             ),
             Self::Annotation(why) => f.write_str(why),
+            Self::Namespace(namespace) => write!(
+                f,
+                "nothing is known of its namespace {namespace} yet, which may forbid capture; make the Pod once more"
+            ),
         }
     }
 }
@@ -194,7 +201,8 @@ fn is_for_us(pod: &Value) -> Result<bool, Skip> {
     if annotation(pod, INJECTED).is_some() {
         return Err(Skip::Injected);
     }
-    match annotation(pod, INJECT) {
+    // A label can be selected by, an annotation cannot; either will do.
+    match annotation(pod, INJECT).or(pod["metadata"]["labels"][INJECT].as_str()) {
         Some("disabled") => return Ok(false),
         None | Some("enabled") => {}
         Some(other) => {

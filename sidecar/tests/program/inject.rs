@@ -62,9 +62,33 @@ fn what_cannot_be_read_is_named_with_the_next_step() {
     assert_eq!(output.status.code(), Some(1));
     let said = text(&output.stderr);
     assert!(said.contains(&missing) && said.contains("name a manifest with -f"), "{said}");
-    for (flag, value) in [("--services", "10.96.0.0/33"), ("--source", "somewhere")] {
+    for (flag, value) in [("--services", "10.96.0.0/33"), ("--sidecar-source", "somewhere")] {
         let output = run(&["inject", "-f", APP, flag, value]);
         assert_eq!(output.status.code(), Some(2));
         assert!(text(&output.stderr).starts_with(&format!("remora: {flag}")));
+    }
+}
+
+#[test]
+fn a_webhook_without_a_certificate_that_works_does_not_start() {
+    let folder = Folder::new();
+    folder.put_web(&["127.0.0.2"], 80);
+    let certificate = folder.path("certificate");
+    std::fs::create_dir(&certificate).unwrap();
+    let source = folder.source();
+    let hub = |more: &[&str]| {
+        let arguments = ["hub", "--source", &source, "--feed", "127.0.0.1:0", "--webhook", "127.0.0.1:0"];
+        let output = run(&[&arguments, more].concat());
+        (output.status.code(), text(&output.stderr))
+    };
+    let (code, said) = hub(&[]);
+    assert!(code == Some(2) && said.contains("--webhook-certificate <FOLDER>"), "{said}");
+    for (name, content) in [("tls.crt", "nothing"), ("tls.key", "nothing either")] {
+        let (code, said) = hub(&["--webhook-certificate", &certificate]);
+        assert!(
+            code == Some(1) && said.contains(&certificate) && said.contains("PEM, as a Secret"),
+            "{said}"
+        );
+        std::fs::write(format!("{certificate}/{name}"), content).unwrap();
     }
 }
