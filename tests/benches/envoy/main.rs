@@ -109,11 +109,22 @@ fn feeder(port: u16, feed: SocketAddr, folder: &Path) -> Ending {
     Ending::start(&mut command)
 }
 
-/// The module that does nothing, made from its text by Binaryen.
+/// The module that does nothing.
 fn empty_module(folder: &Path) -> PathBuf {
-    let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/envoy/empty.wat");
-    let module = folder.join("empty.wasm");
-    let status = Command::new("wasm-as").arg(text).arg("-o").arg(&module).status();
+    module(folder, "empty", include_str!("empty.wat"))
+}
+
+/// The module that names `endpoint`, whoever asks.
+fn fixed_module(folder: &Path, endpoint: &str) -> PathBuf {
+    assert_eq!(endpoint.len(), 15, "fixed.wat counts the bytes of {endpoint}");
+    module(folder, "fixed", &include_str!("fixed.wat").replace("ENDPOINT", endpoint))
+}
+
+/// A module made from its text by Binaryen.
+fn module(folder: &Path, name: &str, text: &str) -> PathBuf {
+    let (source, module) = (folder.join(format!("{name}.wat")), folder.join(format!("{name}.wasm")));
+    std::fs::write(&source, text).unwrap();
+    let status = Command::new("wasm-as").arg(source).arg("-o").arg(&module).status();
     assert!(status.expect("wasm-as, of Binaryen").success());
     module
 }

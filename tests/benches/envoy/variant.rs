@@ -23,6 +23,8 @@ pub(crate) enum Variant {
     NamedTwice,
     /// The static cluster, behind a module that does nothing.
     EmptyModule,
+    /// Remora's file, with a module that always names the same endpoint: the least that a plugin which chooses can cost.
+    FixedModule,
     /// Remora.
     Remora,
 }
@@ -37,8 +39,15 @@ pub(crate) struct Running {
 impl Variant {
     pub(crate) fn of(work: Work) -> &'static [Self] {
         match work {
-            Work::Http => &[Self::Static, Self::Named, Self::NamedTwice, Self::EmptyModule, Self::Remora],
-            Work::Tcp => &[Self::Static, Self::Named, Self::EmptyModule, Self::Remora],
+            Work::Http => &[
+                Self::Static,
+                Self::Named,
+                Self::NamedTwice,
+                Self::EmptyModule,
+                Self::FixedModule,
+                Self::Remora,
+            ],
+            Work::Tcp => &[Self::Static, Self::Named, Self::EmptyModule, Self::FixedModule, Self::Remora],
         }
     }
 
@@ -48,6 +57,7 @@ impl Variant {
             Self::Named => "named by Envoy's own filter",
             Self::NamedTwice => "the same, with retries elsewhere",
             Self::EmptyModule => "static cluster, empty module",
+            Self::FixedModule => "named by a module, always the same",
             Self::Remora => "Remora",
         }
     }
@@ -100,6 +110,10 @@ impl Variant {
         if self == Self::Remora {
             return text;
         }
+        if self == Self::FixedModule {
+            let module = crate::fixed_module(folder, &format!("{}:{port}", ENDPOINTS[0]));
+            return replaced(&text, &envoy::filter().display().to_string(), &module.display().to_string());
+        }
         // The filter that stands in Remora's place, and in that of the filter behind it.
         let (plugin, last) = match work {
             Work::Http => ("          - name: remora\n", "          - name: envoy.filters.http.router\n"),
@@ -131,7 +145,7 @@ impl Variant {
         let (kind, indent) = if work == Work::Http { ("http", "          ") } else { ("network", "      ") };
         let endpoint = format!("{}:{port}", ENDPOINTS[0]);
         match self {
-            Self::Static | Self::Remora => String::new(),
+            Self::Static | Self::FixedModule | Self::Remora => String::new(),
             Self::Named => {
                 let when = if work == Work::Http { "on_request_headers" } else { "on_new_connection" };
                 format!(

@@ -1,0 +1,27 @@
+;; A plugin that names one endpoint for each request and each connection, always the same: what Envoy takes for a choice
+;; that was no work, and is never told how it went. ENDPOINT is 15 bytes long.
+(module
+  (import "env" "proxy_replace_header_map_value" (func $replace (param i32 i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_call_foreign_function" (func $call (param i32 i32 i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 2)
+  (data (i32.const 0) "x-remora-endpoint-1x-remora-endpoint-2x-remora-endpoint-3")
+  (data (i32.const 64) "ENDPOINT")
+  (data (i32.const 128) "set_envoy_filter_state")
+  ;; In Protocol Buffers: the path, the value, the span.
+  (data (i32.const 192) "\0a\33envoy.network.transport_socket.original_dst_address\12\0fENDPOINT\18\02")
+  (func (export "proxy_abi_version_0_2_1"))
+  (func (export "proxy_on_memory_allocate") (param i32) (result i32) (i32.const 65536))
+  (func (export "proxy_on_vm_start") (param i32 i32) (result i32) (i32.const 1))
+  (func (export "proxy_on_configure") (param i32 i32) (result i32) (i32.const 1))
+  (func $name (param $header i32)
+    (drop (call $replace (i32.const 0) (local.get $header) (i32.const 19) (i32.const 64) (i32.const 15))))
+  (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+    (call $name (i32.const 0))
+    (call $name (i32.const 19))
+    (call $name (i32.const 38))
+    (i32.const 0))
+  (func (export "proxy_on_new_connection") (param i32) (result i32)
+    (drop (call $call (i32.const 128) (i32.const 22) (i32.const 192) (i32.const 72) (i32.const 0) (i32.const 0)))
+    (i32.const 0))
+  (func (export "proxy_on_context_create") (param i32 i32))
+  (func (export "proxy_on_delete") (param i32)))
