@@ -6,6 +6,9 @@
 //!                      └──▶ proxy_on_… (SDK)  root contexts
 //! ```
 //! The SDK has the ABI's names, so these have names of their own, and `filter/build` gives them the ABI's.
+//!
+//! Each entry into the VM costs, so a connection or request has as few as can be: `proxy_on_delete` is its end too, and
+//! `proxy_on_log`, which comes right before it and can ask no more, is not exported.
 
 use proxy_wasm::types::Action;
 
@@ -44,13 +47,8 @@ extern "C" fn first_on_request_headers(context: u32, _headers: usize, _is_end: b
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn first_on_log(context: u32) {
-    stream::end(context);
-}
-
-#[unsafe(no_mangle)]
 extern "C" fn first_on_delete(context: u32) {
-    if !stream::delete(context) {
+    if !stream::end(context) {
         proxy_on_delete(context);
     }
 }

@@ -8,7 +8,7 @@ use proxy_wasm::hostcalls;
 use proxy_wasm::types::{Action, LogLevel, MapType};
 use selection::Path;
 
-use crate::address;
+use crate::address::Written;
 use crate::authority;
 use crate::configuration::Fallback;
 use crate::counts::Count;
@@ -78,7 +78,9 @@ impl Request {
 
     fn find(plan: &Plan) -> Way {
         let found = match &plan.wanted {
-            Some(wanted) => vm(|vm| vm.find(wanted)),
+            Some(wanted) => {
+                vm(|vm| vm.find_known(&mut plan.known.borrow_mut(), b"", || Some(wanted.clone())))
+            }
             None => Self::authority().map_or(Found::Unknown, |text| {
                 let read = || {
                     let (text, configuration) = (std::str::from_utf8(&text).ok()?, &plan.configuration);
@@ -123,24 +125,22 @@ impl Request {
 
 /// Writes the headers, those without an endpoint too: whatever a client sent is gone.
 fn set_headers(plan: &Plan, endpoints: [Option<std::net::SocketAddr>; ATTEMPTS]) {
-    let mut text = String::with_capacity(64);
+    let set = |header, value| {
+        let _ = hostcalls::set_map_value_bytes(MapType::HttpRequestHeaders, header, value);
+    };
+    let written = endpoints.map(|endpoint| endpoint.map(Written::new));
     if plan.configuration.override_host {
-        for endpoint in endpoints.into_iter().flatten() {
-            if !text.is_empty() {
-                text.push(',');
+        let mut list = Vec::with_capacity(64);
+        for endpoint in written.iter().flatten() {
+            if !list.is_empty() {
+                list.push(b',');
             }
-            address::write(&mut text, endpoint);
+            list.extend_from_slice(endpoint.bytes());
         }
-        let list = (!text.is_empty()).then_some(&*text);
-        let _ = hostcalls::set_map_value(MapType::HttpRequestHeaders, LIST, list);
+        set(LIST, (!list.is_empty()).then_some(&*list));
         return;
     }
-    for (header, endpoint) in HEADERS.iter().zip(endpoints) {
-        text.clear();
-        let value = endpoint.map(|endpoint| {
-            address::write(&mut text, endpoint);
-            &*text
-        });
-        let _ = hostcalls::set_map_value(MapType::HttpRequestHeaders, header, value);
+    for (header, endpoint) in HEADERS.iter().zip(&written) {
+        set(header, endpoint.as_ref().map(Written::bytes));
     }
 }

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use proxy_wasm::hostcalls;
 use proxy_wasm::types::{Action, LogLevel};
 
-use crate::address;
+use crate::address::Written;
 use crate::authority::Wanted;
 use crate::configuration::Fallback;
 use crate::counts::Count;
@@ -48,15 +48,11 @@ impl Connection {
             (Way::Endpoint(attempt), _) => {
                 let [endpoint, ..] = attempt.endpoints();
                 self.attempt = Some(attempt);
-                endpoint.is_some_and(|endpoint| {
-                    let mut text = String::with_capacity(64);
-                    address::write(&mut text, endpoint);
-                    set_filter_state(ENDPOINT, &text)
-                })
+                endpoint.is_some_and(|endpoint| set_filter_state(ENDPOINT, Written::new(endpoint).bytes()))
             }
             (Way::Fallback, Fallback::Cluster(cluster)) => {
                 vm(|vm| vm.counts.add(Count::ConnectionsPassed));
-                set_filter_state(CLUSTER, cluster)
+                set_filter_state(CLUSTER, cluster.as_bytes())
             }
             _ => false,
         };
@@ -81,7 +77,9 @@ impl Connection {
 
     fn find(plan: &Plan) -> Way {
         let found = match &plan.wanted {
-            Some(wanted) => vm(|vm| vm.find(wanted)),
+            Some(wanted) => {
+                vm(|vm| vm.find_known(&mut plan.known.borrow_mut(), b"", || Some(wanted.clone())))
+            }
             None => host::address(&["destination", "address"])
                 .map_or(Found::Unknown, |dialled| vm(|vm| vm.find(&Wanted::Address(dialled)))),
         };

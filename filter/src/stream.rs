@@ -1,4 +1,4 @@
-//! The contexts of connections and requests: made, begun, ended and deleted as Envoy says. In: its numbers of contexts and
+//! The contexts of connections and requests: made, begun and ended as Envoy says. In: its numbers of contexts and
 //! of the root contexts that they belong to. Never calls Envoy.
 
 use std::cell::RefCell;
@@ -61,20 +61,20 @@ pub(crate) fn begin(context: u32) -> Option<Action> {
     })
 }
 
-/// It is over.
-pub(crate) fn end(context: u32) {
-    with(context, |stream| match stream {
-        Stream::Connection(connection) => connection.end(),
-        Stream::Request(request) => request.end(),
+/// It is over, and Envoy is about to forget it. False if it is not ours.
+pub(crate) fn end(context: u32) -> bool {
+    let ended = bucket(context, |streams| {
+        let at = streams.iter().position(|(id, _)| *id == context)?;
+        Some(streams.swap_remove(at).1)
     });
-}
-
-/// Envoy has forgotten it. False if it is not ours.
-pub(crate) fn delete(context: u32) -> bool {
-    bucket(context, |streams| {
-        let at = streams.iter().position(|(id, _)| *id == context);
-        at.map(|at| streams.swap_remove(at)).is_some()
-    })
+    match ended {
+        Some(mut stream) => match &mut *stream {
+            Stream::Connection(connection) => connection.end(),
+            Stream::Request(request) => request.end(),
+        },
+        None => return false,
+    }
+    true
 }
 
 /// Envoy calls nothing back from within what a stream calls: it does what would once the stream has returned.

@@ -38,7 +38,7 @@ pub struct Vm {
     in_step: Option<Millis>,
     pins: Pins,
     /// Connections to endpoints that had failed, and when such a connect must have been decided.
-    trials: Vec<(Weak<Place>, Millis)>,
+    trials: Vec<(Weak<Trial>, Millis)>,
     /// What is counted.
     pub counts: Counts,
 }
@@ -79,14 +79,17 @@ pub struct Attempt {
     port: PortId,
     began: Millis,
     /// At the first of them; given up with this.
-    _place: Rc<Place>,
+    _place: Place,
+    /// The first one had failed.
+    _trial: Option<Rc<Trial>>,
 }
 
 #[derive(Clone, Debug)]
 struct Choice {
     address: SocketAddr,
     tally: Arc<Tally>,
-    pin: Option<Pin>,
+    // Most have none, and an attempt is copied around.
+    pin: Option<Box<Pin>>,
 }
 
 /// A place in the tally of an endpoint.
@@ -94,9 +97,9 @@ struct Choice {
 struct Place(Arc<Tally>);
 
 impl Place {
-    fn take(tally: &Arc<Tally>) -> Rc<Self> {
+    fn take(tally: &Arc<Tally>) -> Self {
         tally.open();
-        Rc::new(Self(Arc::clone(tally)))
+        Self(Arc::clone(tally))
     }
 }
 
@@ -105,6 +108,10 @@ impl Drop for Place {
         self.0.close();
     }
 }
+
+/// A connection to an endpoint that had failed, which lives as long as the attempt.
+#[derive(Debug)]
+struct Trial(Arc<Tally>);
 
 /// An endpoint that was put aside, for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -285,8 +292,8 @@ impl Vm {
             match selection::pick(port, &question, &Tallies) {
                 Verdict::Endpoint(endpoint, pin) => {
                     tried.add(endpoint.address);
-                    *slot =
-                        Some(Choice { address: endpoint.address, tally: Arc::clone(&endpoint.tally), pin });
+                    let (tally, pin) = (Arc::clone(&endpoint.tally), pin.map(Box::new));
+                    *slot = Some(Choice { address: endpoint.address, tally, pin });
                 }
                 Verdict::Refuse if n == 0 => return Err(Unserved::NoEndpoint),
                 Verdict::Drop if n == 0 => return Err(Unserved::Policy),
@@ -294,16 +301,18 @@ impl Vm {
             }
         }
         let Some(first) = &choices[0] else { return Err(Unserved::NoEndpoint) };
-        if let Some(pin) = first.pin {
-            self.pins.put(client.ip(), &port.id, pin);
+        if let Some(pin) = &first.pin {
+            self.pins.put(client.ip(), &port.id, **pin);
         }
         let place = Place::take(&first.tally);
-        let deadline = now.saturating_add(connect_timeout);
-        if first.tally.failures() > 0 {
+        let trial = (first.tally.failures() > 0).then(|| {
+            let deadline = now.saturating_add(connect_timeout);
             first.tally.attempt(now, deadline);
-            self.trials.push((Rc::downgrade(&place), deadline));
-        }
-        Ok(Attempt { choices, client, port: port.id.clone(), began: now, _place: place })
+            let trial = Rc::new(Trial(Arc::clone(&first.tally)));
+            self.trials.push((Rc::downgrade(&trial), deadline));
+            trial
+        });
+        Ok(Attempt { choices, client, port: port.id.clone(), began: now, _place: place, _trial: trial })
     }
 
     /// It is over. Returns the endpoints that were put aside for it.
@@ -331,8 +340,8 @@ impl Vm {
                 }
                 None if outcome.connected => {
                     choice.tally.succeeded();
-                    if let Some(pin) = choice.pin.filter(|_| n > 0) {
-                        self.pins.put(attempt.client.ip(), &attempt.port, pin);
+                    if let Some(pin) = choice.pin.as_deref().filter(|_| n > 0) {
+                        self.pins.put(attempt.client.ip(), &attempt.port, *pin);
                     }
                 }
                 None => {}
@@ -344,11 +353,11 @@ impl Vm {
     /// A connection to an endpoint that had failed, and that lives when its connect must have been decided, was made:
     /// nothing is held against the endpoint any more. Envoy does not tell, and a connection may last for days.
     pub fn decide_trials(&mut self, now: Millis) {
-        self.trials.retain(|(place, deadline)| {
-            let Some(place) = place.upgrade() else { return false };
+        self.trials.retain(|(trial, deadline)| {
+            let Some(trial) = trial.upgrade() else { return false };
             let is_decided = *deadline < now;
             if is_decided {
-                place.0.succeeded();
+                trial.0.succeeded();
             }
             !is_decided
         });
