@@ -232,7 +232,7 @@ fn lookups(report: &mut Report) {
 /// Another value of the same port.
 fn copy(port: &ServicePort) -> ServicePort {
     let mut service = sample::service(&port.id.service.name, [0; 4], port.balance);
-    service.cluster_ips = [port.cluster_ip].into();
+    service.cluster_ips = port.cluster_ip.into_iter().collect();
     let built = build(&service, &[], &Here::default(), &[]).remove(0);
     Arc::into_inner(built).expect("nobody else has it")
 }

@@ -34,7 +34,7 @@ impl fmt::Display for Skip {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::ExternalName => "type ExternalName: an alias in DNS, not an address",
-            Self::Headless => "headless: it has no cluster IP",
+            Self::Headless => "headless: it has no cluster IP, only a name",
             Self::OtherProxy => "label service.kubernetes.io/service-proxy-name: another proxy serves it",
             Self::Off => "annotation remora.dev/balance: off",
         })
@@ -45,9 +45,9 @@ impl fmt::Display for Skip {
 pub fn skip(service: &Service) -> Option<Skip> {
     match service.kind {
         Kind::ExternalName(_) => Some(Skip::ExternalName),
-        _ if service.cluster_ips.is_empty() => Some(Skip::Headless),
         _ if service.proxy_name.is_some() => Some(Skip::OtherProxy),
         _ if service.balance == Balance::Off => Some(Skip::Off),
+        _ if service.cluster_ips.is_empty() => Some(Skip::Headless),
         _ => None,
     }
 }
@@ -85,8 +85,8 @@ impl LeftOut {
 pub struct Survey<'a> {
     /// Which port.
     pub id: PortId,
-    /// The Service's address of this family.
-    pub cluster_ip: IpAddr,
+    /// The Service's address of this family; `None` if it is found by its name alone.
+    pub cluster_ip: Option<IpAddr>,
     /// The port as declared.
     pub port: &'a Port,
     /// The internal policy is Local.
@@ -116,16 +116,27 @@ pub struct Standing<'a> {
     pub left_out: Option<LeftOut>,
 }
 
-/// The ports of `service` in each family that it has an address of, judged for `here`. Slices are read in the
-/// given order: where two name the same address, the last that is not terminating counts, else the first.
+/// The ports of `service` in each family that it has an address of, judged for `here`; without any address, in each
+/// family that its slices have. Slices are read in the given order: where two name the same address, the last that is
+/// not terminating counts, else the first.
 pub fn survey<'a>(service: &'a Service, slices: &[&'a Slice], here: &Here) -> Vec<Survey<'a>> {
     let mut surveys = Vec::new();
     for family in [Family::V4, Family::V6] {
-        let Some(cluster_ip) = service.cluster_ips.iter().copied().find(|ip| Family::of(ip) == family) else {
-            continue;
+        let cluster_ip = service.cluster_ips.iter().copied().find(|ip| Family::of(ip) == family);
+        let has_address = !service.cluster_ips.is_empty();
+        let is_served = if has_address {
+            cluster_ip.is_some()
+        } else {
+            slices.iter().any(|slice| slice.family == Some(family))
         };
+        if !is_served {
+            continue;
+        }
+        // The label tells a proxy to keep its hands off; who asks for the Service by name wants these very slices.
+        let read = slices.iter().copied().filter(|slice| !slice.headless || !has_address);
+        let read: Vec<&Slice> = read.collect();
         for port in last_of_each(&service.ports) {
-            let endpoints = candidates(port, family, slices, here);
+            let endpoints = candidates(port, family, &read, here);
             surveys.push(judge(service, port, family, cluster_ip, endpoints, here));
         }
     }
@@ -203,7 +214,7 @@ fn has(endpoints: &[Standing<'_>], ip: IpAddr, is_wanted: impl Fn(&&Standing<'_>
 /// The endpoints that `slices` name for `port`, each address once, ordered by address.
 fn candidates<'a>(port: &Port, family: Family, slices: &[&'a Slice], here: &Here) -> Vec<Standing<'a>> {
     let mut found = Vec::new();
-    for slice in slices.iter().filter(|slice| slice.family == Some(family) && !slice.headless) {
+    for slice in slices.iter().filter(|slice| slice.family == Some(family)) {
         let joins = |p: &&crate::SlicePort| {
             p.name.as_deref() == Some(&*port.name) && p.protocol == port.protocol && p.port != 0
         };
@@ -244,7 +255,7 @@ fn judge<'a>(
     service: &Service,
     port: &'a Port,
     family: Family,
-    cluster_ip: IpAddr,
+    cluster_ip: Option<IpAddr>,
     mut endpoints: Vec<Standing<'a>>,
     here: &Here,
 ) -> Survey<'a> {
@@ -406,7 +417,8 @@ fn entry(service: &Service, survey: Survey<'_>, old: Option<&ServicePort>) -> Se
         external_ips: of_family(&service.external_ips),
         load_balancer_vips: of_family(&service.load_balancer_vips),
         source_ranges: source_ranges.into(),
-        affinity_seconds: service.affinity_seconds,
+        // A Service without an address has no affinity: the API server warns of it, and nothing keeps it.
+        affinity_seconds: service.affinity_seconds.filter(|_| survey.cluster_ip.is_some()),
         // The Service's, filled in once all its ports are judged.
         health_check_node_port: 0,
         local_ready: 0,

@@ -55,8 +55,8 @@ pub struct ServicePort {
     pub source_ranges: Box<[IpNet]>,
     /// Which one this is.
     pub id: PortId,
-    /// The Service's address of this family.
-    pub cluster_ip: IpAddr,
+    /// The Service's address of this family; `None` if it is found by its name alone.
+    pub cluster_ip: Option<IpAddr>,
     /// The port on [`Self::cluster_ip`] and on every other address but a node's.
     pub port: u16,
     /// The port on the nodes, 0 if none.
@@ -154,7 +154,8 @@ impl ServicePort {
         let on = move |ip: &IpAddr, path| (Destination { ip: *ip, port: self.port, protocol }, path);
         let node = (self.node_port != 0)
             .then(|| (Destination::node(self.id.family, self.node_port, protocol), Path::NodePort));
-        std::iter::once(on(&self.cluster_ip, Path::ClusterIp))
+        let cluster = self.cluster_ip.iter().map(move |ip| on(ip, Path::ClusterIp));
+        cluster
             .chain(self.load_balancer_vips.iter().map(move |ip| on(ip, Path::LoadBalancer)))
             .chain(self.external_ips.iter().map(move |ip| on(ip, Path::ExternalIp)))
             .chain(node)

@@ -43,7 +43,7 @@ impl From<&ServicePort> for Row {
             family: port.id.family,
             port: port.id.port.to_string(),
             protocol: port.id.protocol,
-            cluster_ip: port.cluster_ip.to_string(),
+            cluster_ip: port.cluster_ip.map_or_else(|| "None".to_owned(), |ip| ip.to_string()),
             service_port: port.port,
             node_port: port.node_port,
             external_ips: sorted::<IpAddr>(port.external_ips.iter().copied()),

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use hyper::StatusCode;
 use selection::story::{Connection, Moment, Story};
-use selection::{Family, Here, Millis, Protocol, Seed, ServiceName};
+use selection::{Here, Millis, Protocol, Seed, ServiceName};
 use serde::Serialize;
 use watcher::Watch;
 
@@ -16,7 +16,7 @@ use crate::config;
 use crate::endpoints::{self, Live, Report, Unknown};
 use crate::explain;
 use crate::http::{self, Answer, Answers, Asked, TEXT};
-use crate::tcp::Listen;
+use crate::tcp::{Listen, StandIn};
 use crate::traffic::Traffic;
 
 /// Answers on the admin address.
@@ -27,7 +27,7 @@ pub struct Admin {
     /// What the data plane counts.
     pub traffic: Arc<Traffic>,
     /// The listeners, with the addresses that they got.
-    pub listens: Vec<Listen>,
+    pub listens: Vec<(Listen, StandIn)>,
     /// Where Services come from, as the flag says it.
     pub source: String,
     /// Where this process runs.
@@ -159,7 +159,7 @@ impl Admin {
     fn explain(&self, words: &Words) -> Result<Answer, Answer> {
         let connection = connection(words)?;
         let table = self.watch.tables.load();
-        let is_dialled = |listen: &&Listen| {
+        let is_dialled = |(listen, _): &&(Listen, StandIn)| {
             let ip = listen.address.ip();
             let same_ip = ip == connection.address.ip()
                 || (ip.is_unspecified() && ip.is_ipv4() == connection.address.is_ipv4());
@@ -167,10 +167,9 @@ impl Admin {
                 && same_ip
                 && listen.address.port() == connection.address.port()
         };
-        let listener =
-            self.listens.iter().find(is_dialled).and_then(|listen| {
-                table.port(&listen.service, &listen.port, Family::of(&listen.address.ip()))
-            });
+        let found = self.listens.iter().find(is_dialled);
+        let ports = found.map(|(listen, stand_in)| stand_in.ports(listen, &table)).unwrap_or_default();
+        let listener = ports.last();
         let moment = Moment { seed: self.secret.0, now: self.now() };
         let story = Story::tell(&table, &connection, moment, listener.map(|port| &**port));
         rendered(words.output(), |output| explain::render(&story, output))
@@ -179,11 +178,11 @@ impl Admin {
     fn status(&self) -> Answer {
         let status = self.watch.status();
         let table = self.watch.tables.load();
-        let listener = |listen: &Listen| ListenerLine {
+        let listener = |(listen, stand_in): &(Listen, StandIn)| ListenerLine {
             address: listen.address,
             service: listen.service.to_string(),
             port: listen.port.clone(),
-            serves: table.port(&listen.service, &listen.port, Family::of(&listen.address.ip())).is_some(),
+            serves: !stand_in.ports(listen, &table).is_empty(),
         };
         let page = StatusPage {
             version: env!("CARGO_PKG_VERSION"),

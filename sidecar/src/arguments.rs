@@ -116,7 +116,8 @@ pub struct ServingArguments {
     /// name by asking the cluster's DNS. Every Service is followed then
     #[arg(long, env = "REMORA_DNS", value_name = "ADDRESS:PORT")]
     pub dns: Option<String>,
-    /// The cluster's DNS, such as 10.96.0.10; as /etc/resolv.conf says if absent. Repeatable, or separated by commas
+    /// The cluster's DNS, such as 10.96.0.10, which is also asked for the external names of Services; as
+    /// /etc/resolv.conf says if absent. Repeatable, or separated by commas
     #[arg(long, env = "REMORA_DNS_FORWARD", value_name = "ADDRESS[:PORT]", value_delimiter = ',')]
     pub dns_forward: Vec<String>,
     /// The zone that the cluster's names end with

@@ -8,6 +8,7 @@ mod duration;
 mod error;
 mod inject;
 mod listen;
+mod names;
 mod range;
 
 use std::net::{IpAddr, SocketAddr};
@@ -23,6 +24,7 @@ pub use ask::{Ask, Endpoints, Explain, client, service};
 pub use capture::{Capture, CaptureUp};
 pub use error::Error;
 pub use inject::Inject;
+pub use names::Names;
 
 use crate::arguments::{
     HubArguments, InjectedArguments, LogFormat, NodeArguments, PlaceArguments, ServingArguments,
@@ -62,6 +64,8 @@ pub struct Sidecar {
     pub admin: Option<SocketAddr>,
     /// Where the feed is served.
     pub feed: Option<feed::Address>,
+    /// What names end with, and who knows those of others.
+    pub names: Names,
     /// How names are answered.
     pub dns: Option<dns::Settings>,
     /// The folder of the files that are served beside it.
@@ -161,7 +165,8 @@ impl Sidecar {
         let level = level(&typed.log_level)?;
         let feed = typed.feed.as_deref().filter(|text| !matches!(text.trim(), "" | "off"));
         let source = source("source", &typed.source)?;
-        let dns = dns(typed.dns.as_deref(), &typed.dns_forward, &typed.dns_zone, &source)?;
+        let names = Names::new(&typed.dns_forward, &typed.dns_zone)?;
+        let dns = names.answered(typed.dns.as_deref(), &source)?;
         let assets = path(typed.assets);
         if assets.is_some() && feed.is_none() {
             return Err(Error::AssetsWithoutFeed);
@@ -174,6 +179,7 @@ impl Sidecar {
             here: here(typed.place),
             health,
             admin,
+            names,
             dns,
             feed: feed.map(feed_place).transpose()?,
             assets,
@@ -325,33 +331,6 @@ fn buffer_size(text: &str) -> Result<usize, Error> {
         number.checked_mul(*bytes)
     });
     size.filter(|size| BUFFER_SIZES.contains(size)).ok_or_else(|| Error::BufferSize(text.to_owned()))
-}
-
-fn dns(
-    typed: Option<&str>,
-    forward: &[String],
-    zone: &str,
-    source: &Source,
-) -> Result<Option<dns::Settings>, Error> {
-    let Some(text) = typed.map(str::trim).filter(|text| !matches!(*text, "" | "off")) else {
-        return Ok(None);
-    };
-    let address: SocketAddr =
-        text.parse().map_err(|_| Error::Address("dns", text.to_owned(), "127.0.0.1:53"))?;
-    if address.ip().is_unspecified() {
-        return Err(Error::DnsEverywhere(address));
-    }
-    if matches!(source, Source::Feed(_)) {
-        return Err(Error::DnsByFeed);
-    }
-    let server = |text: &String| {
-        let text = text.trim();
-        let alone = || Some(SocketAddr::new(text.parse().ok()?, dns::PORT));
-        text.parse().ok().or_else(alone).ok_or_else(|| Error::DnsForward(text.to_owned()))
-    };
-    let forward = given(forward).map(server).collect::<Result<_, _>>()?;
-    let zone = dns::Zone::parse(zone).ok_or_else(|| Error::DnsZone(zone.to_owned()))?;
-    Ok(Some(dns::Settings { address, forward, zone }))
 }
 
 fn threads(typed: Option<&str>) -> Result<NonZeroUsize, Error> {

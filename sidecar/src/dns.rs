@@ -15,6 +15,7 @@ mod counts;
 mod forward;
 mod message;
 mod resolv;
+mod resolver;
 
 use std::collections::HashSet;
 use std::io;
@@ -33,9 +34,10 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use watcher::{Names, NamesReader, Watch};
 
-pub use answer::{Answer, End, Wrong, Zone, answer};
+pub use answer::{ALIASES_MOST, Answer, End, Wrong, Zone, answer, external_name};
 pub use counts::{Counts, Failure, From};
 pub use resolv::PORT;
+pub use resolver::{Lookups, Resolved, Resolver, Unresolved};
 
 use cache::{Cache, Key};
 use forward::{Forward, Over};

@@ -13,11 +13,11 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
-use selection::{Family, ServicePort, Tallies};
+use selection::{ServicePort, Tallies};
 use watcher::{BOUNDS, Histogram, Status, Watch};
 
 use crate::signals::Capturing;
-use crate::tcp::Listen;
+use crate::tcp::{Listen, StandIn};
 use crate::traffic::{Counts, Failure, Label, Traffic};
 use crate::{dns, feed, inject, node};
 use process::Process;
@@ -31,7 +31,12 @@ pub struct Metrics(Readings);
 
 impl Metrics {
     /// Reads from these; `origin` is where the times in tallies begin.
-    pub fn new(watch: Watch, traffic: Arc<Traffic>, listens: Vec<Listen>, origin: Instant) -> Self {
+    pub fn new(
+        watch: Watch,
+        traffic: Arc<Traffic>,
+        listens: Vec<(Listen, StandIn)>,
+        origin: Instant,
+    ) -> Self {
         Self(Readings {
             watch,
             traffic,
@@ -41,6 +46,7 @@ impl Metrics {
             feed: None,
             dns: None,
             node: None,
+            resolver: None,
             admissions: None,
         })
     }
@@ -75,6 +81,12 @@ impl Metrics {
         self
     }
 
+    /// The same, with how lookups of external names ended.
+    pub fn with_resolver(mut self, resolver: Arc<dns::Resolver>) -> Self {
+        self.0.resolver = Some(resolver);
+        self
+    }
+
     /// One scrape.
     ///
     /// # Errors
@@ -91,13 +103,14 @@ impl Metrics {
 struct Readings {
     watch: Watch,
     traffic: Arc<Traffic>,
-    listens: Vec<Listen>,
+    listens: Vec<(Listen, StandIn)>,
     origin: Instant,
     capturing: Option<Capturing>,
     feed: Option<Arc<feed::Counts>>,
     node: Option<Arc<node::Counts>>,
     dns: Option<Arc<dns::Counts>>,
     admissions: Option<Arc<inject::Counts>>,
+    resolver: Option<Arc<dns::Resolver>>,
 }
 
 impl Collector for Readings {
@@ -125,6 +138,13 @@ impl Collector for Readings {
         self.feed.iter().try_for_each(|counts| told(&mut page, counts))?;
         self.dns.iter().try_for_each(|counts| names(&mut page, counts))?;
         self.admissions.iter().try_for_each(|counts| admissions(&mut page, counts))?;
+        if let Some(resolver) = &self.resolver {
+            page.counters(
+                "remora_external_name_lookups",
+                "Lookups of external names that listeners dial, by outcome",
+                resolver.lookups().by_outcome().map(|(outcome, count)| ([("outcome", outcome)], count)),
+            )?;
+        }
         process_of(&mut page, Process::read())
     }
 }
@@ -137,9 +157,11 @@ impl Readings {
         let mut endpoints = Vec::new();
         let mut aside = Vec::new();
         let mut seen = Vec::new();
-        for listen in &self.listens {
-            let wanted = Family::of(&listen.address.ip());
-            let Some(port) = table.port(&listen.service, &listen.port, wanted) else { continue };
+        let found = self.listens.iter().flat_map(|(listen, stand_in)| {
+            stand_in.ports(listen, &table).iter().map(|port| (listen, Arc::clone(port))).collect::<Vec<_>>()
+        });
+        for (listen, port) in found {
+            let port = &*port;
             let key = (&listen.service, &listen.port, port.id.family);
             if seen.contains(&key) {
                 continue;

@@ -25,17 +25,18 @@ use watcher::{Scope, Source, Watch};
 use crate::admin::{Admin, Secret};
 use crate::capture::agreement;
 use crate::config::Sidecar;
-use crate::dns::{self, Dns};
+use crate::dns::{self, Dns, Resolver};
 use crate::ending::{self, Asked, DataPlane};
 use crate::feed::{self, Feed};
 use crate::handover::{self, Held, Inherited, Offer, Role};
 use crate::health::{Draining, Health};
 use crate::http::{self, Answers};
+use crate::listeners::Listeners;
 use crate::metrics::Metrics;
 use crate::signals::{self, Capturing};
-use crate::tcp::{self, Entrance, Listen};
+use crate::tcp::{self, Entrance, Listen, StandIn};
 use crate::traffic::Traffic;
-use crate::{capabilities, inject, listeners, logs, node};
+use crate::{capabilities, inject, logs, node};
 
 /// Why the sidecar does not start.
 #[derive(Debug, thiserror::Error)]
@@ -102,7 +103,10 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
         log_connections: config.log_connections,
         ..tcp::Settings::default()
     };
-    let mut entrances: Vec<Entrance> = config.listens.iter().cloned().map(Entrance::Listen).collect();
+    let (tells, stand_ins): (Vec<_>, Vec<_>) = config.listens.iter().map(|_| StandIn::new()).unzip();
+    let listened = config.listens.iter().cloned().zip(stand_ins.iter().cloned());
+    let mut entrances: Vec<Entrance> =
+        listened.map(|(listen, stand_in)| Entrance::Listen(listen, stand_in)).collect();
     if config.capture {
         capabilities::raise();
         entrances.extend(captured());
@@ -118,6 +122,7 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
     let feed = config.feed.map(|address| feed::bind(&address, &mut inherited)).transpose()?;
     let (dns_address, follows_names) = (config.dns.as_ref().map(|dns| dns.address), config.dns.is_some());
     let is_authority = matches!(config.source, Source::Kube(_));
+    let resolver = Arc::new(Resolver::new(&config.names.forward));
     let dns = config.dns.map(|settings| Dns::new(settings, is_authority).map(Arc::new)).transpose()?;
     let mut bind = |flag, address| http::bind(flag, address, &mut inherited);
     let health = config.health.map(|address| bind("health", address)).transpose()?;
@@ -129,12 +134,21 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
         .then(|| control.block_on(Notices::new("remora-node", config.here.node.as_ref())))
         .transpose()
         .map_err(watcher::Error::from)?;
-    let watch = control.block_on(watcher::start(
-        config.source,
-        scope(&listens, config.capture || node.is_some(), feed.is_some() || follows_names),
-        config.here.clone(),
-    ))?;
-    control.spawn(listeners::tell(watch.clone(), listens.clone()));
+    let scope = scope(&listens, config.capture || node.is_some(), feed.is_some() || follows_names);
+    let watch =
+        control.block_on(watcher::start(config.source.clone(), scope.clone(), config.here.clone()))?;
+    let shared = Listeners {
+        watch: watch.clone(),
+        source: config.source,
+        scope,
+        here: config.here.clone(),
+        zone: config.names.zone,
+        resolver: Arc::clone(&resolver),
+    };
+    for (listen, tell) in listens.iter().zip(tells) {
+        control.spawn(shared.clone().serve(listen.clone(), tell));
+    }
+    drop(shared);
     if inherited.is_from_somebody() && !control.block_on(is_synced(&watch, &asked)) {
         return Ok(());
     }
@@ -183,7 +197,9 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
     server.add_service(data);
     let feed = feed.map(|listener| (Feed::new(watch.clone(), assets), listener));
     if let Some(listener) = health {
-        let metrics = Metrics::new(watch.clone(), Arc::clone(&traffic), listens.clone(), origin);
+        let listened = listens.iter().cloned().zip(stand_ins.iter().cloned()).collect();
+        let metrics = Metrics::new(watch.clone(), Arc::clone(&traffic), listened, origin);
+        let metrics = if listens.is_empty() { metrics } else { metrics.with_resolver(resolver) };
         let metrics = if config.capture { metrics.with(capturing) } else { metrics };
         let metrics = match node_counts {
             Some(counts) => metrics.with_node(counts),
@@ -210,6 +226,7 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
     }
     if let Some(listener) = admin {
         let here = config.here;
+        let listens = listens.into_iter().zip(stand_ins).collect();
         let answers = Admin { watch, traffic, listens, source, here, secret: Secret(seed), origin };
         server.add_service(Control::new("admin", listener, answers, &asked));
     }

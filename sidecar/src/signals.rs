@@ -214,7 +214,8 @@ impl Heart {
     /// An address of a Service in `family` that is captured, if one of the next few is.
     fn search(&mut self, family: Family) -> Option<IpAddr> {
         let table = self.tables.load();
-        let of_family = || table.all().filter(|port| port.id.family == family).map(|port| port.cluster_ip);
+        let of_family =
+            || table.all().filter(|port| port.id.family == family).filter_map(|port| port.cluster_ip);
         if of_family().nth(self.skip).is_none() {
             self.skip = 0;
         }

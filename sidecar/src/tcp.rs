@@ -20,6 +20,7 @@ mod pins;
 mod pipes;
 mod relay;
 mod socket;
+mod stand_in;
 mod worker;
 
 use std::net::SocketAddr;
@@ -34,6 +35,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use watcher::Tables;
 
 use self::pins::Pins;
+pub use self::stand_in::{Found, StandIn};
 use self::worker::{Opening, Plan, Stage};
 use crate::handover::{Held, Inherited, Role};
 use crate::traffic::Traffic;
@@ -51,10 +53,10 @@ pub struct Listen {
 }
 
 /// Where connections come in.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Entrance {
-    /// They are made to an address that stands for one Service port.
-    Listen(Listen),
+    /// They are made to an address that stands for one Service port, which may be found beside the table.
+    Listen(Listen, StandIn),
     /// They are made to any Service's address, and the rules of `remora capture` bring them here, to this address:
     /// what the client dialled is the accepted socket's own address.
     Capture(SocketAddr),
@@ -206,7 +208,7 @@ impl Entrance {
     /// Where the listening socket is.
     pub fn address(&self) -> SocketAddr {
         match self {
-            Self::Listen(listen) => listen.address,
+            Self::Listen(listen, _) => listen.address,
             Self::Capture(address) => *address,
             Self::Node(node) => node.address,
         }
@@ -214,7 +216,9 @@ impl Entrance {
 
     fn at(&self, address: SocketAddr) -> Self {
         match self {
-            Self::Listen(listen) => Self::Listen(Listen { address, ..listen.clone() }),
+            Self::Listen(listen, stand_in) => {
+                Self::Listen(Listen { address, ..listen.clone() }, stand_in.clone())
+            }
             Self::Capture(_) => Self::Capture(address),
             Self::Node(node) => Self::Node(NodePort { address, ..node.clone() }),
         }
@@ -225,7 +229,7 @@ impl std::fmt::Display for Entrance {
     /// For whom, as an error says it.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Listen(listen) => listen.service.fmt(f),
+            Self::Listen(listen, _) => listen.service.fmt(f),
             Self::Capture(_) => f.write_str("--capture"),
             Self::Node(_) => f.write_str("a node port"),
         }

@@ -189,6 +189,11 @@ impl Named {
         &self.service
     }
 
+    /// Its slices, in the order of their names.
+    pub fn slices(&self) -> Vec<&Slice> {
+        self.slices.iter().map(|(slice, _)| &**slice).collect()
+    }
+
     /// Its ready endpoints, an address once for each slice that has it.
     pub fn endpoints(&self) -> impl Iterator<Item = NamedEndpoint<'_>> {
         self.slices.iter().filter(|(slice, _)| slice.family.is_some()).flat_map(|(slice, hosts)| {
@@ -226,17 +231,38 @@ fn addresses(named: Option<&Named>) -> Vec<IpAddr> {
 
 /// Where the current view is found, of a source that is followed.
 #[derive(Clone, Debug, Default)]
-pub struct CurrentNames(Arc<ArcSwap<Names>>);
+pub struct CurrentNames {
+    current: Arc<ArcSwap<Names>>,
+    #[cfg(feature = "tokio")]
+    published: tokio::sync::watch::Sender<u64>,
+}
 
 impl CurrentNames {
     /// A handle for one thread or task that reads often.
     pub fn reader(&self) -> NamesReader {
-        NamesReader(arc_swap::Cache::new(Arc::clone(&self.0)))
+        NamesReader(arc_swap::Cache::new(Arc::clone(&self.current)))
     }
 
     /// Makes `names` the current one.
     pub fn publish(&self, names: Names) {
-        self.0.store(Arc::new(names));
+        #[cfg(feature = "tokio")]
+        let version = names.version();
+        self.current.store(Arc::new(names));
+        #[cfg(feature = "tokio")]
+        self.published.send_replace(version);
+    }
+
+    /// The current view; the empty one, version 0, before there is a table.
+    pub fn load(&self) -> Arc<Names> {
+        self.current.load_full()
+    }
+
+    /// Returns once there is a view later than `version`, with its version.
+    #[cfg(feature = "tokio")]
+    pub async fn later_than(&self, version: u64) -> u64 {
+        let mut published = self.published.subscribe();
+        // Fails if nobody can publish any more, which cannot be while `self` can.
+        published.wait_for(|published| *published > version).await.map_or(version, |version| *version)
     }
 }
 

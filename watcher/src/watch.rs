@@ -296,12 +296,13 @@ impl Control {
         let table = self.store.publish();
         let triggers = self.store.take_triggers();
         let (is_new, is_first) = (table.is_some(), self.published.is_none());
+        // First the names: who was woken by a table finds what it does not have in a view that is no older.
+        #[cfg(feature = "names")]
+        self.publish_names();
         if let Some(table) = table {
             self.tables.publish(table);
             self.published = Some(Instant::now());
         }
-        #[cfg(feature = "names")]
-        self.publish_names();
         #[cfg(feature = "feed")]
         self.feed();
         let mut shared = lock(&self.shared);

@@ -356,7 +356,7 @@ async fn an_object_that_breaks_stays_as_it_was_while_the_rest_of_its_file_moves_
     serves(&watch, "api", &[2]).await;
     serves(&watch, "web", &[1]).await;
     let table = watch.tables.load();
-    assert_eq!(table.ports(&ServiceName::new("shop", "web"))[0].cluster_ip.to_string(), "10.96.0.9");
+    assert_eq!(table.ports(&ServiceName::new("shop", "web"))[0].cluster_ip, Some([10, 96, 0, 9].into()));
 }
 
 #[tokio::test]

@@ -27,7 +27,7 @@ const TTL: u32 = 5;
 /// The version of the specification.
 const VERSION: &str = "1.1.0";
 /// External names that lead to each other, followed in one answer.
-const ALIASES_MOST: usize = 8;
+pub const ALIASES_MOST: usize = 8;
 
 /// The zone of the cluster: `cluster.local.` nearly everywhere.
 #[derive(Clone, Debug)]
@@ -128,6 +128,16 @@ impl Zone {
         zone.iter().eq(self.labels.iter()).then_some(inside)
     }
 
+    /// The Service that `name` is the name of, whether there is one or not.
+    pub fn names(&self, name: &Name) -> Option<ServiceName> {
+        let small = name.to_lowercase();
+        let labels: Vec<&str> = small.iter().map(std::str::from_utf8).collect::<Result<_, _>>().ok()?;
+        match *self.inside(&labels)? {
+            [service, namespace, "svc"] => Some(ServiceName::new(namespace, service)),
+            _ => None,
+        }
+    }
+
     fn below(&self, labels: &[&str]) -> Option<Name> {
         let labels = labels.iter().copied().chain(self.labels.iter().map(String::as_str));
         let mut name = Name::from_labels(labels.map(str::as_bytes)).ok()?;
@@ -164,6 +174,19 @@ pub fn answer(
         equal.rotate_left(turn % equal.len());
     }
     answer
+}
+
+/// The name that `spec.externalName` means.
+///
+/// # Errors
+/// If it means none.
+pub fn external_name(text: &str) -> Result<Name, Wrong> {
+    if text.parse::<IpAddr>().is_ok() {
+        return Err(Wrong::Address);
+    }
+    let mut name = Name::from_ascii(text.strip_suffix('.').unwrap_or(text)).map_err(|_| Wrong::Malformed)?;
+    name.set_fqdn(true);
+    Ok(name)
 }
 
 struct Asked<'a> {
@@ -212,12 +235,10 @@ impl<'a> Asked<'a> {
                 Found::NoName | Found::Unknown => return End::Elsewhere(name),
                 Found::Alias(named, external) => {
                     let wrong = |why| End::Wrong(named.service().name.clone(), why);
-                    if external.parse::<IpAddr>().is_ok() {
-                        return wrong(Wrong::Address);
-                    }
-                    let external = external.strip_suffix('.').unwrap_or(external);
-                    let Ok(mut to) = Name::from_ascii(external) else { return wrong(Wrong::Malformed) };
-                    to.set_fqdn(true);
+                    let to = match external_name(external) {
+                        Ok(to) => to,
+                        Err(why) => return wrong(why),
+                    };
                     answer.records.push(record(&name, RData::CNAME(CNAME(to.clone()))));
                     if self.kind == RecordType::CNAME {
                         return End::Found;

@@ -7,13 +7,14 @@
 use std::net::SocketAddr;
 
 use rustix::io::Errno;
-use selection::{Draw, Flow, Path, Question, Tallies, Tried, Verdict};
+use selection::{Draw, Flow, Path, Question, ServicePort, Tallies, Tried, Verdict};
 use tokio::time::timeout;
 
 use super::account::{Account, End, Place};
 use super::announcement;
 use super::door::Found;
 use super::socket::{Socket, Spare};
+use super::stand_in::{StandIn, in_turn};
 use crate::traffic::Failure;
 
 /// Bytes that were read from a client and have not been sent; they survive a failed connect.
@@ -38,7 +39,11 @@ pub(super) async fn dial(client: &Socket, spare: Spare, account: &mut Account) -
     let mut was_announced = false;
     let mut last = None;
     loop {
-        let Choice { address, is_only, is_announced } = match choose(account, &tried) {
+        let choice = match choose(account, &tried) {
+            Err(End::Refused) if tried.count() == 0 && settles(account).await => choose(account, &tried),
+            choice => choice,
+        };
+        let Choice { address, is_only, is_announced } = match choice {
             Ok(choice) => choice,
             Err(end) => return Err(last.map_or(end, End::Failed)),
         };
@@ -74,17 +79,57 @@ struct Choice {
     is_announced: bool,
 }
 
+/// Waits until it is known what stands in for the Service port that the table does not have; `false` if nothing can.
+async fn settles(account: &Account) -> bool {
+    let Some(stand_in) = account.door.stand_in() else { return false };
+    let version = {
+        let mut reader = account.worker.reader.borrow_mut();
+        let table = reader.table();
+        if !matches!(account.door.find(account.wanted, table), Found::Nothing) {
+            return false;
+        }
+        table.version()
+    };
+    timeout(account.worker.settings.connect_timeout, stand_in.settles(version)).await.is_ok()
+}
+
 /// Asks the table of this moment, and takes a place at the endpoint that it gives.
 fn choose(account: &mut Account, tried: &Tried) -> Result<Choice, End> {
     // The place at an endpoint that failed must not weigh in this pick.
     account.endpoint = None;
     let worker = &account.worker;
     let mut reader = worker.reader.borrow_mut();
-    let (path, port) = match account.door.find(account.wanted, reader.table()) {
-        Found::Port(path, port) => (path, port),
+    match account.door.find(account.wanted, reader.table()) {
+        Found::Port(path, port) => {
+            let (choice, place) = ask(account, path, port, tried)?;
+            account.endpoint = Some(place);
+            return Ok(choice);
+        }
         Found::Pass(address) => return Ok(Choice { address, is_only: true, is_announced: false }),
-        Found::Nothing => return Err(End::Refused),
-    };
+        Found::Nothing => {}
+    }
+    let ports = account.door.stand_in().map(StandIn::found).unwrap_or_default();
+    let mut end = End::Refused;
+    for port in in_turn(&ports, tried.count(), worker.now()) {
+        match ask(account, Path::ClusterIp, port, tried) {
+            Ok((choice, place)) => {
+                account.endpoint = Some(place);
+                return Ok(choice);
+            }
+            Err(why) => end = why,
+        }
+    }
+    Err(end)
+}
+
+/// Asks which endpoint of `port` takes the connection of `account`, and takes a place there.
+fn ask(
+    account: &Account,
+    path: Path,
+    port: &ServicePort,
+    tried: &Tried,
+) -> Result<(Choice, (SocketAddr, Place)), End> {
+    let worker = &account.worker;
     let ip = account.client.ip().to_canonical();
     let inside = account.door.is_inside(ip);
     let flow = Flow { client: SocketAddr::new(ip, account.client.port()), inside };
@@ -101,9 +146,9 @@ fn choose(account: &mut Account, tried: &Tried) -> Result<Choice, End> {
             if let Some(pin) = pin {
                 worker.pins.put(ip, &port.id, pin);
             }
-            account.endpoint = Some((endpoint.address, Place::take(&endpoint.tally)));
             let is_announced = port.proxy_protocol && path == Path::NodePort;
-            Ok(Choice { address: endpoint.address, is_only: false, is_announced })
+            let choice = Choice { address: endpoint.address, is_only: false, is_announced };
+            Ok((choice, (endpoint.address, Place::take(&endpoint.tally))))
         }
         Verdict::Refuse => Err(End::Refused),
         Verdict::Drop => Err(End::Dropped),

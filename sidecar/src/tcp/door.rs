@@ -15,8 +15,8 @@ use rustix::net::SocketFlags;
 use selection::{Destination, Family, Path, PortId, Protocol, ServiceName, ServicePort, Symbol, Table};
 use tokio::io::unix::AsyncFd;
 
-use super::Entrance;
 use super::socket::Socket;
+use super::{Entrance, StandIn};
 use crate::traffic::{Counters, Label, Traffic};
 
 /// How often at most a door says that descriptors are lacking.
@@ -39,8 +39,8 @@ pub(super) struct Door {
 /// What whoever comes in wants.
 #[derive(Debug)]
 enum Means {
-    /// This port of this Service.
-    Service(ServiceName, Symbol),
+    /// This port of this Service; what stands in for it while the table has none.
+    Service(ServiceName, Symbol, StandIn),
     /// Whatever address they dialled; this is the listener's own, which nobody has reason to dial.
     Dialled(SocketAddr),
     /// Whoever has this port of the node; these clients are of the cluster.
@@ -98,10 +98,10 @@ impl Door {
     /// The door at `entrance`.
     pub(super) fn new(entrance: &Entrance, ledgers: &Rc<Ledgers>) -> Self {
         let (ledger, means) = match entrance {
-            Entrance::Listen(listen) => {
+            Entrance::Listen(listen, stand_in) => {
                 let (service, port) = (listen.service.clone(), Symbol::from(&*listen.port));
                 let label = Label { service: Some(service.clone()), port: port.clone() };
-                (Ledger::new(label, &ledgers.traffic), Means::Service(service, port))
+                (Ledger::new(label, &ledgers.traffic), Means::Service(service, port, stand_in.clone()))
             }
             Entrance::Capture(own) => (ledgers.others(), Means::Dialled(*own)),
             Entrance::Node(node) => {
@@ -144,7 +144,7 @@ impl Door {
     /// What `table` says of a connection to `wanted`.
     pub(super) fn find<'t>(&self, wanted: Wanted, table: &'t Table) -> Found<'t> {
         let found = match (&self.means, wanted) {
-            (Means::Service(service, port), _) => {
+            (Means::Service(service, port, _), _) => {
                 table.port(service, port, self.family).map(|port| (Path::ClusterIp, port))
             }
             (Means::Node(number, _), _) => table.at(&Destination::node(self.family, *number, Protocol::Tcp)),
@@ -158,6 +158,14 @@ impl Door {
             (Means::Dialled(_), Wanted::Service) => None,
         };
         found.map_or(Found::Nothing, |(path, port)| Found::Port(path, port))
+    }
+
+    /// What serves its connections while the table does not.
+    pub(super) fn stand_in(&self) -> Option<&StandIn> {
+        match &self.means {
+            Means::Service(_, _, stand_in) => Some(stand_in),
+            Means::Dialled(_) | Means::Node(..) => None,
+        }
     }
 
     /// Where a connection to `wanted` is counted. Only where the address decides does that take a look at `table`.

@@ -18,6 +18,7 @@ mod feed;
 mod folder;
 mod handover;
 mod inject;
+mod kinds;
 mod server;
 mod serving;
 mod sidecar;

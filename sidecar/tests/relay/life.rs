@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use selection::ServiceName;
 use sidecar::handover::Inherited;
-use sidecar::tcp::{self, Entrance, Listen, Settings};
+use sidecar::tcp::{self, Entrance, Listen, Settings, StandIn};
 
 use crate::world::{
     World, accept, assert_reset, endpoint, eventually, listener, name, named, patient, service,
@@ -15,7 +15,7 @@ use crate::world::{
 
 fn listen(address: &str) -> Entrance {
     let (address, service) = (address.parse().unwrap(), ServiceName::new("shop", "web"));
-    Entrance::Listen(Listen { address, service, port: "80".into() })
+    Entrance::Listen(Listen { address, service, port: "80".into() }, StandIn::default())
 }
 
 #[test]

@@ -10,7 +10,7 @@ use selection::{
     Balance, Change, Fact, Family, Here, Kind, Port, Protocol, Service, ServiceName, Slice, SlicePort,
 };
 use sidecar::handover::Inherited;
-use sidecar::tcp::{self, Drained, Entrance, Listen, NodePort, Opened, Opener, Running, Settings};
+use sidecar::tcp::{self, Drained, Entrance, Listen, NodePort, Opened, Opener, Running, Settings, StandIn};
 use sidecar::traffic::{Counts, Traffic};
 use socket2::{Domain, Socket, Type};
 use watcher::Tables;
@@ -47,10 +47,11 @@ impl World {
             port: "80".into(),
         };
         let (tables, traffic) = (Tables::default(), Arc::new(Traffic::default()));
-        let running = tcp::bind(&[Entrance::Listen(listen)], settings, &mut Inherited::default())
-            .unwrap()
-            .run(&tables, &traffic)
-            .unwrap();
+        let running =
+            tcp::bind(&[Entrance::Listen(listen, StandIn::default())], settings, &mut Inherited::default())
+                .unwrap()
+                .run(&tables, &traffic)
+                .unwrap();
         Self { address: running.addresses()[0], tables, traffic, running }
     }
 
