@@ -153,7 +153,13 @@ impl Admin {
                 }
             },
         };
-        Ok(Report { services, live: Some(Live { table: self.watch.tables.load(), now: self.now() }) })
+        let table = self.watch.tables.load();
+        let beside = self.listens.iter().flat_map(|(listen, stand_in)| {
+            let ports = stand_in.ports(listen, &table);
+            ports.iter().map(|port| (listen.service.clone(), Arc::clone(port))).collect::<Vec<_>>()
+        });
+        let beside = beside.collect();
+        Ok(Report { services, live: Some(Live { table, now: self.now(), beside }) })
     }
 
     fn explain(&self, words: &Words) -> Result<Answer, Answer> {

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use selection::{LeftOut, PortId, Row, ServiceName, Skip, Slice, Symbol};
+use selection::{Kind, LeftOut, PortId, Row, ServiceName, Skip, Slice, Symbol};
 
 use crate::store::{Entry, Store};
 
@@ -12,9 +12,12 @@ use crate::store::{Entry, Store};
 pub struct Inspection {
     /// Which one.
     pub service: ServiceName,
-    /// Why no proxy serves it; it then has no ports here.
+    /// Its type.
+    pub kind: Kind,
+    /// Why no proxy serves it; it then has no ports here. A headless Service is none of those: whoever asks for it by
+    /// name is served.
     pub skipped: Option<Skip>,
-    /// Its ports in each of its families.
+    /// Its ports in each of its families; of a headless Service, of its slices.
     pub ports: Vec<Port>,
     /// What is odd about it, in sentences that tell the next step.
     pub warnings: Vec<String>,
@@ -72,9 +75,10 @@ pub fn inspect_all(store: &Store) -> Vec<Inspection> {
 fn inspection(store: &Store, name: &ServiceName, entry: &Entry) -> Option<Inspection> {
     let service = entry.service.as_ref()?;
     let slices = entry.slices();
-    let skipped = selection::skip(service);
-    let mut inspection =
-        Inspection { service: name.clone(), skipped, ports: Vec::new(), warnings: Vec::new() };
+    let skipped = selection::skip(service).filter(|skip| *skip != Skip::Headless);
+    let (name, kind) = (name.clone(), service.kind.clone());
+    let mut inspection = Inspection { service: name, kind, skipped, ports: Vec::new(), warnings: Vec::new() };
+    let name = &service.name;
     if skipped.is_some() {
         return Some(inspection);
     }

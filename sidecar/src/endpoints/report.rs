@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use selection::{Millis, PortId, Row, Table};
+use selection::{Kind, Millis, PortId, Row, ServiceName, ServicePort, Table};
 use serde::Serialize;
 use watcher::Inspection;
 use watcher::inspect::{Endpoint, Port};
@@ -27,11 +27,42 @@ pub struct Live {
     pub table: Arc<Table>,
     /// The time by which the tallies go.
     pub now: Millis,
+    /// What listeners of these Services serve, also where no table has it.
+    pub beside: Vec<(ServiceName, Arc<ServicePort>)>,
+}
+
+/// What JSON has of a Service.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Line<'a> {
+    Port(FullRow<'a>),
+    Name(NameRow<'a>),
+}
+
+/// An external name as JSON: where it leads to, and what a listener dials there.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NameRow<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    service: String,
+    external_name: &'a str,
+    /// Empty also if nobody had to know.
+    endpoints: Vec<NameEndpoint>,
+}
+
+#[derive(Serialize)]
+struct NameEndpoint {
+    address: SocketAddr,
+    #[serde(flatten)]
+    tally: TallyNow,
 }
 
 /// A row as JSON: the row of the table, and every endpoint with its reason.
 #[derive(Serialize)]
 struct FullRow<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
     #[serde(flatten)]
     row: &'a Row,
     endpoints: Vec<FullEndpoint<'a>>,
@@ -71,27 +102,45 @@ impl Report {
     /// # Errors
     /// Never, as long as JSON fits into memory.
     pub fn json(&self) -> Result<String, serde_json::Error> {
-        let mut ports: Vec<&Port> = self.services.iter().flat_map(|service| &service.ports).collect();
-        ports.sort_by(|a, b| key(a).cmp(&key(b)));
-        let rows: Vec<FullRow<'_>> = ports.into_iter().map(|port| self.full_row(port)).collect();
+        let of = |service: &'_ Inspection| kind_name(&service.kind);
+        let ports = self
+            .services
+            .iter()
+            .flat_map(|service| service.ports.iter().map(move |port| (of(service), port)));
+        let mut ports: Vec<(&'static str, &Port)> = ports.collect();
+        ports.sort_by(|a, b| key(a.1).cmp(&key(b.1)));
+        let ports = ports.into_iter().map(|(kind, port)| Line::Port(self.full_row(kind, port)));
+        let names = self.services.iter().filter_map(|service| self.name_row(service).map(Line::Name));
+        let rows: Vec<Line<'_>> = ports.chain(names).collect();
         serde_json::to_string_pretty(&rows).map(|text| text + "\n")
     }
 
     /// The Services for people: for each port its endpoints, and the Services that are skipped, with the reason.
     pub fn text(&self) -> String {
         let mut text = String::new();
-        for port in self.services.iter().flat_map(|service| &service.ports) {
-            if !text.is_empty() {
-                text.push('\n');
+        for service in &self.services {
+            for port in &service.ports {
+                paragraph(&mut text);
+                self.write_port(&mut text, &service.kind, port);
             }
-            self.write_port(&mut text, port);
+            if let Kind::ExternalName(name) = &service.kind {
+                paragraph(&mut text);
+                self.write_name(&mut text, service, name);
+            } else if service.ports.is_empty() && service.skipped.is_none() {
+                paragraph(&mut text);
+                let what =
+                    if service.kind == Kind::Headless { "is headless: no endpoints" } else { "has no ports" };
+                let _ = writeln!(text, "{} {what}", service.service);
+            }
         }
-        if !text.is_empty() && self.services.iter().any(|service| service.skipped.is_some()) {
-            text.push('\n');
+        let is_name = |service: &Inspection| matches!(service.kind, Kind::ExternalName(_));
+        let skipped = self.services.iter().filter(|service| !is_name(service));
+        let skipped: Vec<_> =
+            skipped.filter_map(|service| Some((&service.service, service.skipped?))).collect();
+        if !skipped.is_empty() {
+            paragraph(&mut text);
         }
-        for (service, skip) in
-            self.services.iter().filter_map(|service| Some((&service.service, service.skipped?)))
-        {
+        for (service, skip) in skipped {
             let _ = writeln!(text, "{service} is not served: {skip}");
         }
         text
@@ -102,7 +151,41 @@ impl Report {
         self.services.iter().flat_map(|service| &service.warnings).map(String::as_str)
     }
 
-    fn full_row<'a>(&self, port: &'a Port) -> FullRow<'a> {
+    fn name_row<'a>(&self, service: &'a Inspection) -> Option<NameRow<'a>> {
+        let Kind::ExternalName(external_name) = &service.kind else { return None };
+        let endpoints = self.dialled(&service.service);
+        let endpoints =
+            endpoints.into_iter().map(|(address, tally)| NameEndpoint { address, tally }).collect();
+        let (kind, service) = (kind_name(&service.kind), service.service.to_string());
+        Some(NameRow { kind, service, external_name, endpoints })
+    }
+
+    /// What listeners dial for the external name of `service`.
+    fn dialled(&self, service: &ServiceName) -> Vec<(SocketAddr, TallyNow)> {
+        let Some(live) = &self.live else { return Vec::new() };
+        let ports = live.beside.iter().filter(|(listened, _)| listened == service);
+        let endpoints = ports.flat_map(|(_, port)| &port.endpoints);
+        let mut dialled: Vec<_> = endpoints.map(|e| (e.address, TallyNow::of(e, live.now))).collect();
+        dialled.sort_unstable_by_key(|(address, _)| *address);
+        dialled.dedup_by_key(|(address, _)| *address);
+        dialled
+    }
+
+    fn write_name(&self, text: &mut String, service: &Inspection, name: &str) {
+        let dialled = self.dialled(&service.service);
+        let _ = writeln!(text, "{} is an external name: {name}", service.service);
+        if dialled.is_empty() {
+            return;
+        }
+        let mut columns = Columns::new(&["ADDRESS", "STATE", "ACTIVE"]);
+        for (address, tally) in dialled {
+            let state = format!("serves{}", aside(Some(tally)));
+            columns.add(vec![address.to_string(), state, tally.active.to_string()]);
+        }
+        columns.write(text, "  ");
+    }
+
+    fn full_row<'a>(&self, kind: &'static str, port: &'a Port) -> FullRow<'a> {
         let full = |endpoint: &'a Endpoint| FullEndpoint {
             address: endpoint.address,
             in_cluster: endpoint.in_cluster,
@@ -117,10 +200,10 @@ impl Report {
             pod: endpoint.pod.as_deref(),
             tally: self.tally(&port.id, endpoint.address),
         };
-        FullRow { row: &port.row, endpoints: port.endpoints.iter().map(full).collect() }
+        FullRow { kind, row: &port.row, endpoints: port.endpoints.iter().map(full).collect() }
     }
 
-    fn write_port(&self, text: &mut String, port: &Port) {
+    fn write_port(&self, text: &mut String, kind: &Kind, port: &Port) {
         let row = &port.row;
         let name = if row.port.is_empty() { String::new() } else { format!(" {}", row.port) };
         let serving = port.endpoints.iter().filter(|e| e.in_cluster || e.in_local).count();
@@ -136,8 +219,15 @@ impl Report {
         let _ = writeln!(
             text,
             "{} port{name} {}/{}, {} {}: {count}",
-            row.service, row.service_port, row.protocol, row.family, row.cluster_ip
+            row.service,
+            row.service_port,
+            row.protocol,
+            row.family,
+            address(row)
         );
+        if let Some(outside) = outside(kind, row) {
+            let _ = writeln!(text, "  {outside}");
+        }
         if let Some(policy) = policy(row) {
             let _ = writeln!(text, "  {policy}");
         }
@@ -165,14 +255,62 @@ impl Report {
 
     fn tally(&self, id: &PortId, address: SocketAddr) -> Option<TallyNow> {
         let live = self.live.as_ref()?;
-        let port = live.table.ports(&id.service).iter().find(|port| port.id == *id)?;
+        let mut ports = live.table.ports(&id.service).iter().chain(live.beside.iter().map(|(_, port)| port));
+        let port = ports.find(|port| port.id == *id)?;
         let endpoint = port.endpoints.iter().find(|endpoint| endpoint.address == address)?;
-        Some(TallyNow {
+        Some(TallyNow::of(endpoint, live.now))
+    }
+}
+
+impl TallyNow {
+    fn of(endpoint: &selection::Endpoint, now: Millis) -> Self {
+        Self {
             active: endpoint.tally.active(),
             failures: endpoint.tally.failures(),
-            aside_milliseconds: endpoint.tally.aside_until().saturating_sub(live.now),
-        })
+            aside_milliseconds: endpoint.tally.aside_until().saturating_sub(now),
+        }
     }
+}
+
+/// An empty line between two things.
+fn paragraph(text: &mut String) {
+    if !text.is_empty() {
+        text.push('\n');
+    }
+}
+
+/// The type as `spec.type` spells it.
+fn kind_name(kind: &Kind) -> &'static str {
+    match kind {
+        Kind::ClusterIp | Kind::Headless => "ClusterIP",
+        Kind::NodePort => "NodePort",
+        Kind::LoadBalancer => "LoadBalancer",
+        Kind::ExternalName(_) => "ExternalName",
+    }
+}
+
+/// Under what clients inside find it.
+fn address(row: &Row) -> &str {
+    if row.cluster_ip == "None" { "headless" } else { &row.cluster_ip }
+}
+
+/// Under what else clients find it, and who may.
+fn outside(kind: &Kind, row: &Row) -> Option<String> {
+    let mut places = Vec::new();
+    if row.node_port != 0 {
+        places.push(format!("node port {}", row.node_port));
+    }
+    let vips = row.load_balancer_vips.join(", ");
+    if !vips.is_empty() && row.source_ranges.is_empty() {
+        places.push(format!("load balancer {vips}"));
+    } else if !vips.is_empty() {
+        places.push(format!("load balancer {vips} for {} alone", row.source_ranges.join(", ")));
+    }
+    if !row.external_ips.is_empty() {
+        places.push(format!("external {}", row.external_ips.join(", ")));
+    }
+    let kind = kind_name(kind);
+    (!places.is_empty()).then(|| format!("{kind}, also at {}", places.join("; ")))
 }
 
 fn key(port: &Port) -> (&str, selection::Family, &str, selection::Protocol) {
@@ -207,11 +345,14 @@ fn state(row: &Row, endpoint: &Endpoint, tally: Option<TallyNow>) -> String {
         _ => "serves",
     };
     let terminating = if endpoint.terminating { ", terminating" } else { "" };
-    let aside = match tally {
+    format!("{serves}{terminating}{}", aside(tally))
+}
+
+fn aside(tally: Option<TallyNow>) -> String {
+    match tally {
         Some(tally) if tally.aside_milliseconds > 0 => {
             format!(", put aside for {:.1} s", tally.aside_milliseconds as f64 / 1000.0)
         }
         _ => String::new(),
-    };
-    format!("{serves}{terminating}{aside}")
+    }
 }

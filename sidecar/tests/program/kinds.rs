@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::folder::Folder;
 use crate::server::Server;
-use crate::sidecar::{Client, Sidecar, until};
+use crate::sidecar::{Client, Sidecar, text, until};
 
 const IPS: [&str; 3] = ["127.0.0.2", "127.0.0.3", "127.0.0.4"];
 
@@ -145,6 +145,46 @@ fn an_external_name_is_dialled_by_its_addresses_and_a_change_in_dns_is_followed(
         .find_map(|line| line.strip_prefix("remora_external_name_lookups_total{outcome=\"found\"} "));
     assert!(found.is_some_and(|found| found.parse::<u64>().unwrap() >= 3), "{page}");
     assert_eq!(dns.health("/readyz").0, 200);
+}
+
+#[test]
+fn endpoints_and_explain_show_what_a_listener_of_each_type_leads_to() {
+    let (_servers, port) = Server::all_on(&IPS);
+    let (names, folder) = (Folder::new(), Folder::new());
+    let dns = dns(&names, &headless(&IPS[..1], 1));
+    folder.put("db.yaml", &headless(&IPS[1..2], port));
+    folder.put("ext.yaml", &service("ext", "type: ExternalName, externalName: db.shop.svc.example.com"));
+    let listens = ["shop/db:5432", &format!("shop/ext:{port}")];
+    let sidecar = sidecar(&folder, &dns.dns.unwrap().to_string(), &listens);
+    for (address, by) in sidecar.listens.iter().zip([&IPS[1..2], &IPS[..1]]) {
+        until_answered(&sidecar, *address, by);
+    }
+    let _open = sidecar.connect();
+    let expected = format!(
+        "\
+shop/db port pg 5432/TCP, IPv4 headless: 1 endpoint serves here
+  ADDRESS          STATE   ACTIVE  NODE  ZONE  POD
+  127.0.0.3:{port}  serves  1       -     -     -
+
+shop/ext is an external name: db.shop.svc.example.com
+  ADDRESS          STATE   ACTIVE
+  127.0.0.2:{port}  serves  0
+"
+    );
+    // Columns are as wide as the port has digits.
+    let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    until("only the open connection is left", || match text(&sidecar.command(&["endpoints"]).stdout) {
+        shown if words(&shown) == words(&expected) => Ok(()),
+        shown => Err(format!("{shown}\n{expected}")),
+    });
+    for (address, endpoint) in sidecar.listens.iter().zip([IPS[1], IPS[0]]) {
+        let told = text(&sidecar.command(&["explain", &address.to_string()]).stdout);
+        assert!(
+            told.contains("a --listen of the sidecar for shop/")
+                && told.contains(&format!("=> {endpoint}:{port}")),
+            "{told}"
+        );
+    }
 }
 
 #[test]
