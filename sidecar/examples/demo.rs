@@ -4,6 +4,7 @@
 //! demo free ADDRESS...            prints a port that is free on every one of these addresses
 //! demo serve NAME ADDRESS:PORT    answers NAME to every request, until it is killed
 //! demo ask ADDRESS:PORT REQUESTS  asks that often, eight at a time, and prints who answered how often
+//! demo name ADDRESS:PORT NAME      asks this DNS for a name, and prints its addresses
 //! demo compare HOST ONE OTHER CLIENTS ENDPOINTS
 //!                                 so many clients ask both addresses, and must meet the same endpoint; prints whom
 //! ```
@@ -11,11 +12,13 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use hickory_proto::op::{Message, MessageType, OpCode, Query};
+use hickory_proto::rr::{Name, RData, RecordType};
 use socket2::{Domain, Socket, Type};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -36,9 +39,10 @@ fn main() -> ExitCode {
         ["free", ref addresses @ ..] if !addresses.is_empty() => free(addresses),
         ["serve", name, address] => serve(name, address),
         ["ask", address, requests] => ask(address, requests),
+        ["name", server, name] => addresses(server, name),
         ["compare", host, one, other, clients, endpoints] => compare(host, [one, other], clients, endpoints),
         _ => Err("usage: demo free ADDRESS... | serve NAME ADDRESS:PORT | ask ADDRESS:PORT REQUESTS | \
-                  compare HOST ONE OTHER CLIENTS ENDPOINTS"
+                  name ADDRESS:PORT NAME | compare HOST ONE OTHER CLIENTS ENDPOINTS"
             .into()),
     };
     match done {
@@ -117,6 +121,31 @@ fn ask(address: &str, requests: &str) -> Result<()> {
     }
     println!("  {failed} failed of {requests}, in {} ms", started.elapsed().as_millis());
     if failed == 0 { Ok(()) } else { Err(format!("{failed} requests failed").into()) }
+}
+
+/// Asks a DNS as any resolver does.
+fn addresses(server: &str, name: &str) -> Result<()> {
+    let socket = UdpSocket::bind((ANYBODY, 0))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.connect(server)?;
+    let mut question = Message::new(1, MessageType::Query, OpCode::Query);
+    let mut asked = Name::from_ascii(name)?;
+    asked.set_fqdn(true);
+    question.queries.push(Query::query(asked, RecordType::A));
+    socket.send(&question.to_vec()?)?;
+    let mut answer = [0; 4096];
+    let length = socket.recv(&mut answer)?;
+    let answer = Message::from_vec(&answer[..length])?;
+    let ips: Vec<String> = answer
+        .answers
+        .iter()
+        .filter_map(|record| match &record.data {
+            RData::A(ip) => Some(ip.to_string()),
+            _ => None,
+        })
+        .collect();
+    println!("  {name:34}  {}", ips.join(", "));
+    if ips.is_empty() { Err(format!("{name} has no address").into()) } else { Ok(()) }
 }
 
 /// Asks both addresses as each of many clients, who differ in their address.
