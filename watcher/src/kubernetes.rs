@@ -5,10 +5,13 @@
 //! own on kube's client rather than kube's `watcher`: that one hides bookmarks, by which the age of a table is
 //! known, does not fall back to pages where streaming lists are refused, and cannot list again on purpose.
 
+pub mod balancer;
 mod failure;
+mod lease;
 mod namespaces;
 mod notices;
 mod outage;
+mod probe;
 pub mod ranges;
 mod request;
 mod stream;
@@ -23,7 +26,7 @@ use crate::Scope;
 use crate::store::{Event, Kind, Part};
 use crate::watch::{Events, Report};
 use outage::Outage;
-use stream::Follower;
+use stream::{Follower, Told};
 
 pub use namespaces::Namespaces;
 pub use notices::{Notice, Notices};
@@ -68,6 +71,16 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// A write to it blocks no longer than this.
 const WRITE: Duration = Duration::from_secs(15);
 
+/// A client for lists and watches, and where it asks.
+async fn client() -> Result<(Client, String), Error> {
+    let mut config = Config::infer().await.map_err(|error| Error::NoConfig(failure::chain(&error)))?;
+    config.connect_timeout = Some(CONNECT);
+    config.write_timeout = Some(WRITE);
+    let url = config.cluster_url.to_string();
+    let bad = |error: ::kube::Error| Error::BadConfig { url: url.clone(), cause: failure::chain(&error) };
+    Ok((Client::try_from(config).map_err(bad)?, url))
+}
+
 /// Follows `scope` for ever, and the zone of `node`, if one is given.
 pub(crate) async fn follow(
     options: Options,
@@ -76,12 +89,7 @@ pub(crate) async fn follow(
     events: Events,
     report: Report,
 ) -> Result<impl Future<Output = ()> + Send + use<>, Error> {
-    let mut config = Config::infer().await.map_err(|error| Error::NoConfig(failure::chain(&error)))?;
-    config.connect_timeout = Some(CONNECT);
-    config.write_timeout = Some(WRITE);
-    let url = config.cluster_url.to_string();
-    let bad = |error: ::kube::Error| Error::BadConfig { url: url.clone(), cause: failure::chain(&error) };
-    let client = Client::try_from(config).map_err(bad)?;
+    let (client, url) = client().await?;
     let mut streams = scope.streams();
     if let Some(node) = node {
         // Waited for like the others, lest a first table be built for no zone.
@@ -93,8 +101,8 @@ pub(crate) async fn follow(
     info!(server = url, streams = streams.len(), "following the Kubernetes API");
     let outage = Outage::new(url);
     let follow = move |stream| {
-        Follower::new(client.clone(), options.clone(), stream, events.clone(), report.clone(), outage.clone())
-            .run()
+        let to = Told::Store(events.clone());
+        Follower::new(client.clone(), options.clone(), stream, to, report.clone(), outage.clone()).run()
     };
     Ok(async move {
         futures::future::join_all(streams.into_iter().map(follow)).await;

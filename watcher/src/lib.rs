@@ -11,6 +11,8 @@
 //!
 //! Nothing is ever emptied because a source broke: the last good table serves on, and [`Status`] tells its age.
 
+#[cfg(feature = "kube")]
+pub mod balancer;
 pub mod feed;
 mod histogram;
 pub mod inspect;
@@ -43,5 +45,7 @@ pub use source::{Scope, Source};
 #[cfg(any(feature = "manifests", feature = "kube", feature = "feed"))]
 pub use status::Status;
 pub use tables::{Reader, Tables};
+#[cfg(feature = "kube")]
+pub use watch::{Balance, balance};
 #[cfg(any(feature = "manifests", feature = "kube", feature = "feed"))]
 pub use watch::{Error, Watch, start};

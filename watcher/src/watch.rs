@@ -74,6 +74,40 @@ pub async fn start(source: Source, scope: Scope, here: Here) -> Result<Watch, Er
     Ok(watch)
 }
 
+/// A load balancer at work.
+#[cfg(feature = "kube")]
+#[derive(Debug)]
+pub struct Balance {
+    /// The tables that it makes: its addresses, and behind them the nodes.
+    pub watch: Watch,
+    /// Whether it is the one that serves.
+    pub leads: tokio::sync::watch::Receiver<bool>,
+    /// Let another one serve at once; done when dropped.
+    pub release: crate::kubernetes::balancer::Release,
+}
+
+/// Balances the Services that `options` name, on the current tokio runtime. `held` tells which addresses this machine
+/// has: nobody is sent to others.
+///
+/// # Errors
+/// If there is no way to a Kubernetes API.
+#[cfg(feature = "kube")]
+pub async fn balance(
+    options: crate::kubernetes::balancer::Options,
+    held: tokio::sync::watch::Receiver<std::collections::BTreeSet<std::net::IpAddr>>,
+) -> Result<Balance, Error> {
+    let (watch, control, events) = Control::new(&Scope::All, Here::default());
+    let report = Report(Arc::clone(&watch.shared));
+    let (following, leads, release) =
+        crate::kubernetes::balancer::follow(options, held, events, report).await?;
+    let source = tokio::spawn(following);
+    tokio::spawn(async move {
+        control.run().await;
+        source.abort();
+    });
+    Ok(Balance { watch, leads, release })
+}
+
 #[cfg(any(feature = "manifests", feature = "kube"))]
 /// The node whose zone the source is to tell, being given no zone.
 pub(crate) fn wanted_node(here: &Here) -> Option<selection::Symbol> {

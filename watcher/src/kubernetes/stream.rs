@@ -28,6 +28,7 @@ use super::request::{self, WATCH_SECONDS};
 use crate::object::{self, Object, Reading};
 use crate::store::{Event, Key, Kind, Loss, Stream};
 use crate::watch::{Events, Report};
+use tokio::sync::mpsc;
 
 /// The server closes a watch after [`WATCH_SECONDS`]; one that has said nothing for longer is dead.
 const SILENT: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 5);
@@ -53,7 +54,7 @@ pub(super) struct Follower {
     client: Client,
     options: Options,
     stream: Stream,
-    events: Events,
+    to: Told,
     report: Report,
     outage: Outage,
     /// The version up to which everything was told; `None`: a list is due.
@@ -67,6 +68,35 @@ pub(super) struct Follower {
     /// A hash of the mistakes of each object that has some.
     mistakes: HashMap<Key, u64>,
     random: RandomState,
+}
+
+/// Who is told.
+#[derive(Clone)]
+pub(super) enum Told {
+    /// A store, of what matters to a table.
+    Store(Events),
+    /// Somebody who reads the objects in another way.
+    Objects(mpsc::Sender<Heard>),
+}
+
+/// What somebody who reads the objects is told.
+pub(super) enum Heard {
+    /// An object exists and looks like this.
+    Exists(Kind, Value),
+    /// An object is gone; it looked like this.
+    Gone(Kind, Value),
+    /// What became of the stream itself, and when.
+    Stream(Instant, Event),
+}
+
+impl Told {
+    async fn send(&self, event: Event) {
+        match self {
+            Self::Store(events) => events.send(event).await,
+            // Fails only when nobody reads any more; this is about to be stopped then.
+            Self::Objects(objects) => drop(objects.send(Heard::Stream(Instant::now(), event)).await),
+        }
+    }
 }
 
 /// What follows when a watch ends without a failure.
@@ -98,7 +128,7 @@ impl Follower {
         client: Client,
         options: Options,
         stream: Stream,
-        events: Events,
+        to: Told,
         report: Report,
         outage: Outage,
     ) -> Self {
@@ -106,7 +136,7 @@ impl Follower {
             client,
             options,
             stream,
-            events,
+            to,
             report,
             outage,
             version: None,
@@ -149,7 +179,7 @@ impl Follower {
             return;
         }
         self.outage.lost(&self.stream, &failure);
-        self.events.send(Event::Lost(self.stream.clone(), failure.loss)).await;
+        self.to.send(Event::Lost(self.stream.clone(), failure.loss)).await;
         // A server that streams lists badly serves pages, perhaps.
         let is_unwell = matches!(failure.loss, Loss::Silent | Loss::Failed | Loss::Malformed);
         self.streams_lists &= !(is_list && is_unwell);
@@ -171,7 +201,7 @@ impl Follower {
 
     /// Lists and, on the same connection, watches.
     async fn list_as_stream(&mut self) -> Result<Ended, Failure> {
-        self.events.send(Event::ListBegins(self.stream.clone())).await;
+        self.to.send(Event::ListBegins(self.stream.clone())).await;
         self.open(None).await
     }
 
@@ -232,7 +262,7 @@ impl Follower {
 
     /// Lists page by page; a watch from there is the next thing to do.
     async fn list_in_pages(&mut self) -> Result<Ended, Failure> {
-        self.events.send(Event::ListBegins(self.stream.clone())).await;
+        self.to.send(Event::ListBegins(self.stream.clone())).await;
         // A list that expired between its pages is asked for in one piece.
         let limit = Some(self.options.page).filter(|_| self.failures == 0);
         let mut continues = None;
@@ -262,7 +292,7 @@ impl Follower {
     }
 
     async fn listed(&mut self) {
-        self.events.send(Event::ListEnds(self.stream.clone())).await;
+        self.to.send(Event::ListEnds(self.stream.clone())).await;
         self.stepped = None;
         // Ten per cent earlier or later, lest a fleet that started at once list at once.
         let spread = self.options.resync / 5;
@@ -280,7 +310,7 @@ impl Follower {
         if self.stepped.is_none_or(|stepped| stepped.elapsed() >= STEP) {
             self.stepped = Some(Instant::now());
             self.outage.works(&self.stream);
-            self.events.send(Event::InStep(self.stream.clone())).await;
+            self.to.send(Event::InStep(self.stream.clone())).await;
         }
     }
 
@@ -293,29 +323,37 @@ impl Follower {
     }
 
     async fn exists(&mut self, object: &Value) {
+        if let Told::Objects(objects) = &self.to {
+            let _ = objects.send(Heard::Exists(self.stream.kind, object.clone())).await;
+            return;
+        }
         let read = Object::of_kind(self.stream.kind, object);
         self.note_mistakes(object, &read);
         let event = match read {
             Ok(Reading { object: Object::Item(item), .. }) => Event::Applied(item),
             Ok(Reading { object: Object::Node { zone, is_eligible, .. }, .. }) => {
-                self.events.send(Event::Eligible(is_eligible)).await;
+                self.to.send(Event::Eligible(is_eligible)).await;
                 Event::Zone(zone)
             }
             Ok(Reading { object: Object::Other, .. }) => return,
             Err(object::Error { key: Some(key), .. }) => Event::Unreadable(key),
             Err(object::Error { key: None, .. }) => return,
         };
-        self.events.send(event).await;
+        self.to.send(event).await;
     }
 
     async fn gone(&mut self, object: &Value) {
+        if let Told::Objects(objects) = &self.to {
+            let _ = objects.send(Heard::Gone(self.stream.kind, object.clone())).await;
+            return;
+        }
         // A Node that is gone leaves its zone: the machine stands where it stood.
         if let Some(key) = object::key(self.stream.kind, object) {
             self.mistakes.remove(&key);
             if self.stream.kind == Kind::Node {
-                self.events.send(Event::Eligible(false)).await;
+                self.to.send(Event::Eligible(false)).await;
             }
-            self.events.send(Event::Gone(self.stream.clone(), key)).await;
+            self.to.send(Event::Gone(self.stream.clone(), key)).await;
         }
     }
 
