@@ -21,6 +21,8 @@ pub enum Verb {
     Sidecar(Box<SidecarArguments>),
     /// Serve the node ports of every Service on this node's addresses, and the health checks of load balancers
     Node(Box<NodeArguments>),
+    /// Be the load balancer of Services of type LoadBalancer: addresses from a pool, nodes behind them
+    Loadbalancer(Box<LoadbalancerArguments>),
     /// Prepare a network namespace so that connections to Services come to the sidecar in it
     Capture {
         /// What to do.
@@ -85,6 +87,37 @@ pub struct NodeArguments {
     /// whatever the external traffic policy says
     #[arg(long, env = "REMORA_PODS", value_name = "CIDRS", value_delimiter = ',')]
     pub pods: Vec<String>,
+    /// How.
+    #[command(flatten)]
+    pub serving: ServingArguments,
+}
+
+/// `remora loadbalancer`.
+#[derive(Debug, Args)]
+pub struct LoadbalancerArguments {
+    /// Addresses that Services may get, such as 192.0.2.0/28,fd00:5::/120. Repeatable, or separated by commas
+    #[arg(long, env = "REMORA_POOL", value_name = "CIDRS", value_delimiter = ',')]
+    pub pool: Vec<String>,
+    /// The interface that the addresses are put on, such as eth0; needs NET_ADMIN
+    #[arg(long, env = "REMORA_INTERFACE", value_name = "NAME")]
+    pub interface: String,
+    /// spec.loadBalancerClass of the Services to serve; others are not touched
+    #[arg(long, env = "REMORA_CLASS", default_value = watcher::balancer::CLASS, value_name = "NAME")]
+    pub class: String,
+    /// Serve Services of type LoadBalancer without a class too
+    #[arg(long, env = "REMORA_DEFAULT_CLASS", value_parser = clap::builder::FalseyValueParser::new())]
+    pub default_class: bool,
+    /// The port at which nodes answer /healthz, asked of Services with external policy Cluster; off takes every node
+    #[arg(long, env = "REMORA_NODE_HEALTH_PORT", default_value = "10256", value_name = "PORT")]
+    pub node_health_port: String,
+    /// The Lease by which several of these agree who serves
+    #[arg(
+        long,
+        env = "REMORA_LEASE",
+        default_value = "remora-loadbalancer",
+        value_name = "[NAMESPACE/]NAME"
+    )]
+    pub lease: String,
     /// How.
     #[command(flatten)]
     pub serving: ServingArguments,

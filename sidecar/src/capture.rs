@@ -12,14 +12,12 @@ mod expression;
 mod family;
 mod flows;
 mod kernel;
-mod message;
 mod plan;
 mod probe;
 mod report;
 mod routing;
 mod rules;
 mod sets;
-mod socket;
 mod table;
 
 use std::time::Duration;
@@ -28,6 +26,7 @@ use watcher::kubernetes::ranges;
 
 use crate::arguments::OutputFormat;
 use crate::config;
+use crate::netlink::{message, socket};
 use kernel::Kernel;
 
 pub use family::Family;

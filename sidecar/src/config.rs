@@ -8,6 +8,7 @@ mod duration;
 mod error;
 mod inject;
 mod listen;
+mod loadbalancer;
 mod names;
 mod range;
 
@@ -24,6 +25,7 @@ pub use ask::{Ask, Endpoints, Explain, client, service};
 pub use capture::{Capture, CaptureUp};
 pub use error::Error;
 pub use inject::Inject;
+pub use loadbalancer::Balancing;
 pub use names::Names;
 
 use crate::arguments::{
@@ -45,7 +47,7 @@ const THREADS_MOST: usize = 1024;
 /// Smaller buffers cost more than they save, larger ones are a mistake.
 const BUFFER_SIZES: std::ops::RangeInclusive<usize> = 4 * 1024..=16 * 1024 * 1024;
 
-/// What `remora sidecar` shall do, or `remora node`.
+/// What `remora sidecar` shall do, or `remora node`, or `remora loadbalancer`.
 #[derive(Debug)]
 pub struct Sidecar {
     /// Where clients connect to.
@@ -54,6 +56,8 @@ pub struct Sidecar {
     pub capture: bool,
     /// Serve node ports.
     pub node: Option<NodePorts>,
+    /// Be a load balancer.
+    pub balancing: Option<Balancing>,
     /// Where Services come from.
     pub source: Source,
     /// Where this process runs.
@@ -175,6 +179,7 @@ impl Sidecar {
             listens: Vec::new(),
             capture: false,
             node: None,
+            balancing: None,
             source,
             here: here(typed.place),
             health,

@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod arguments;
 pub mod ask;
+pub mod balancer;
 pub mod capabilities;
 pub mod capture;
 pub mod config;
@@ -20,6 +21,7 @@ pub mod listeners;
 pub mod logs;
 pub mod look;
 pub mod metrics;
+mod netlink;
 pub mod node;
 pub mod sidecar;
 pub mod signals;

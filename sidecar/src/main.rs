@@ -20,6 +20,10 @@ fn main() -> ExitCode {
             Ok(config) => end(sidecar::sidecar::run(config).map(|()| String::new())),
             Err(error) => usage(&error),
         },
+        Verb::Loadbalancer(typed) => match config::Sidecar::loadbalancer(*typed, in_pod()) {
+            Ok(config) => end(sidecar::sidecar::run(config).map(|()| String::new())),
+            Err(error) => usage(&error),
+        },
         Verb::Hub(typed) => match config::Hub::new(typed, in_pod()) {
             Ok(config) => end(hub::run(config).map(|()| String::new())),
             Err(error) => usage(&error),

@@ -19,7 +19,7 @@ use watcher::{BOUNDS, Histogram, Status, Watch};
 use crate::signals::Capturing;
 use crate::tcp::{Listen, StandIn};
 use crate::traffic::{Counts, Failure, Label, Traffic};
-use crate::{dns, feed, inject, node};
+use crate::{balancer, dns, feed, inject, node};
 use process::Process;
 
 /// The media type of what [`Metrics::text`] gives.
@@ -48,6 +48,7 @@ impl Metrics {
             node: None,
             resolver: None,
             admissions: None,
+            balancer: None,
         })
     }
 
@@ -72,6 +73,16 @@ impl Metrics {
     /// The same, with which Pods the webhook was asked about.
     pub fn with_admissions(mut self, admissions: Arc<inject::Counts>) -> Self {
         self.0.admissions = Some(admissions);
+        self
+    }
+
+    /// The same, with what the load balancer does, and whether it is the one that serves.
+    pub fn with_balancer(
+        mut self,
+        counts: Arc<balancer::Counts>,
+        leads: tokio::sync::watch::Receiver<bool>,
+    ) -> Self {
+        self.0.balancer = Some((counts, leads));
         self
     }
 
@@ -108,6 +119,7 @@ struct Readings {
     capturing: Option<Capturing>,
     feed: Option<Arc<feed::Counts>>,
     node: Option<Arc<node::Counts>>,
+    balancer: Option<(Arc<balancer::Counts>, tokio::sync::watch::Receiver<bool>)>,
     dns: Option<Arc<dns::Counts>>,
     admissions: Option<Arc<inject::Counts>>,
     resolver: Option<Arc<dns::Resolver>>,
@@ -135,6 +147,7 @@ impl Collector for Readings {
         }
         source(&mut page, &self.watch.status())?;
         self.node.iter().try_for_each(|counts| node_ports(&mut page, counts))?;
+        self.balancer.iter().try_for_each(|(counts, leads)| balancing(&mut page, counts, *leads.borrow()))?;
         self.feed.iter().try_for_each(|counts| told(&mut page, counts))?;
         self.dns.iter().try_for_each(|counts| names(&mut page, counts))?;
         self.admissions.iter().try_for_each(|counts| admissions(&mut page, counts))?;
@@ -293,6 +306,24 @@ fn node_ports(page: &mut Page<'_>, counts: &node::Counts) -> fmt::Result {
         "remora_node_health_checks",
         "Health checks of load balancers at an address of this node, answered or held by another program",
         checks.map(|(state, count)| ([("state", state)], count)),
+    )
+}
+
+fn balancing(page: &mut Page<'_>, counts: &balancer::Counts, leads: bool) -> fmt::Result {
+    let read =
+        |count: &std::sync::atomic::AtomicUsize| count.load(std::sync::atomic::Ordering::Relaxed) as u64;
+    page.gauge("remora_balancer_leads", "1 if this process serves, 0 if another one does", u64::from(leads))?;
+    let addresses = [("held", read(&counts.addresses)), ("lacking", read(&counts.addresses_lacking))];
+    page.gauges(
+        "remora_balancer_addresses",
+        "Addresses of Services, on the interface or refused by the kernel",
+        addresses.map(|(state, count)| ([("state", state)], count)),
+    )?;
+    let ports = [("open", read(&counts.open)), ("lacking", read(&counts.lacking))];
+    page.gauges(
+        "remora_balancer_ports",
+        "Ports at addresses of Services, served or not to be had",
+        ports.map(|(state, count)| ([("state", state)], count)),
     )
 }
 

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use pingora_core::server::configuration::ServerConf;
@@ -20,6 +20,7 @@ use rustix::process::Resource;
 use selection::{Family, Seed, ServiceName};
 use tokio::sync::watch;
 use watcher::kubernetes::Notices;
+use watcher::kubernetes::balancer::Release;
 use watcher::{Scope, Source, Watch};
 
 use crate::admin::{Admin, Secret};
@@ -36,7 +37,7 @@ use crate::metrics::Metrics;
 use crate::signals::{self, Capturing};
 use crate::tcp::{self, Entrance, Listen, StandIn};
 use crate::traffic::Traffic;
-use crate::{capabilities, inject, logs, node};
+use crate::{balancer, capabilities, inject, logs, node};
 
 /// Why the sidecar does not start.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +54,9 @@ pub enum Error {
     /// The addresses of this node.
     #[error(transparent)]
     Node(#[from] node::Error),
+    /// The addresses of a load balancer.
+    #[error(transparent)]
+    Balancer(#[from] balancer::Error),
     /// The DNS.
     #[error(transparent)]
     Dns(#[from] dns::Error),
@@ -113,6 +117,11 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
     }
     let mut inherited = config.handover.as_deref().map(Inherited::take).transpose()?.unwrap_or_default();
     let node = config.node.as_ref().map(node::Node::new).transpose()?;
+    let balancing = config.balancing.map(|balancing| {
+        let balancer = balancer::Balancer::new(&balancing.interface)?;
+        Ok::<_, Error>((balancer, balancing.options))
+    });
+    let balancing = balancing.transpose()?;
     let bound = tcp::bind(&entrances, settings, &mut inherited)?;
     if config.capture {
         capabilities::lower();
@@ -134,9 +143,23 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
         .then(|| control.block_on(Notices::new("remora-node", config.here.node.as_ref())))
         .transpose()
         .map_err(watcher::Error::from)?;
-    let scope = scope(&listens, config.capture || node.is_some(), feed.is_some() || follows_names);
-    let watch =
-        control.block_on(watcher::start(config.source.clone(), scope.clone(), config.here.clone()))?;
+    let mut balance = None;
+    let scope = match balancing {
+        Some(_) => Scope::All,
+        None => scope(&listens, config.capture || node.is_some(), feed.is_some() || follows_names),
+    };
+    let (watch, balancer) = match balancing {
+        Some((balancer, options)) => {
+            let watcher::Balance { watch, leads, release } =
+                control.block_on(watcher::balance(options, balancer.held()))?;
+            balance = Some((balancer.counts(), leads, release, balancer.held()));
+            (watch, Some(balancer))
+        }
+        None => {
+            let (source, here) = (config.source.clone(), config.here.clone());
+            (control.block_on(watcher::start(source, scope.clone(), here))?, None)
+        }
+    };
     let shared = Listeners {
         watch: watch.clone(),
         source: config.source,
@@ -168,6 +191,9 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
     if let Some(node) = node {
         node_at.extend_from_slice(node.addresses());
         control.spawn(node.serve(watch.tables.clone(), running.opener(), draining.clone(), notices));
+    }
+    if let Some(balancer) = balancer {
+        control.spawn(balancer.serve(watch.tables.clone(), running.opener()));
     }
     let capturing = Capturing::default();
     let heartbeat = {
@@ -205,6 +231,10 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
             Some(counts) => metrics.with_node(counts),
             None => metrics,
         };
+        let metrics = match &balance {
+            Some((counts, leads, ..)) => metrics.with_balancer(Arc::clone(counts), leads.clone()),
+            None => metrics,
+        };
         let metrics = match &feed {
             Some((feed, _)) => metrics.with_feed(feed.counts()),
             None => metrics,
@@ -233,7 +263,13 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
     if let Some((feed, listener)) = feed {
         server.add_service(Feeding { serves: Some((feed, listener)), asked: asked.subscribe() });
     }
+    let giving_up =
+        balance.map(|(_, _, release, held)| control.spawn(give_up(asked.subscribe(), release, held)));
     server.run(RunArgs { shutdown_signal: Box::new(until_drained) });
+    if let Some(giving_up) = giving_up {
+        // What is left is another process's to clean, which it does when it starts.
+        let _ = control.block_on(async { tokio::time::timeout(GIVING_UP, giving_up).await });
+    }
     control.shutdown_background();
     Ok(())
 }
@@ -327,6 +363,18 @@ impl Service for Naming {
     }
 }
 
+/// When this process is asked to end, lets another one have the addresses, at once: they are no use to whoever connects
+/// from here on, and open connections can be held by no other address.
+async fn give_up(
+    mut asked: watch::Receiver<Asked>,
+    release: Release,
+    mut held: watch::Receiver<BTreeSet<IpAddr>>,
+) {
+    let _ = asked.wait_for(Asked::to_end).await;
+    release.release().await;
+    let _ = held.wait_for(BTreeSet::is_empty).await;
+}
+
 /// Waits for the first table; tells whether it came before this process was asked to end.
 async fn is_synced(watch: &Watch, asked: &watch::Sender<Asked>) -> bool {
     let mut asked = asked.subscribe();
@@ -417,6 +465,9 @@ fn announce_names(address: SocketAddr) {
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "dns {address}").and_then(|()| out.flush());
 }
+
+/// Addresses are off the interface, and the lease is free, within this time of a process's end.
+const GIVING_UP: Duration = Duration::from_secs(6);
 
 /// Descriptors that connections leave to the health and admin addresses and the source.
 const DESCRIPTORS_KEPT: u64 = 64;

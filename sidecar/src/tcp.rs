@@ -62,6 +62,8 @@ pub enum Entrance {
     Capture(SocketAddr),
     /// They are made to a port of this node that stands for a Service port.
     Node(NodePort),
+    /// They are made to an address of this machine that is a Service's in the table, and stay so.
+    Balancer(SocketAddr),
 }
 
 /// A node port at one address of this node.
@@ -209,7 +211,7 @@ impl Entrance {
     pub fn address(&self) -> SocketAddr {
         match self {
             Self::Listen(listen, _) => listen.address,
-            Self::Capture(address) => *address,
+            Self::Capture(address) | Self::Balancer(address) => *address,
             Self::Node(node) => node.address,
         }
     }
@@ -220,6 +222,7 @@ impl Entrance {
                 Self::Listen(Listen { address, ..listen.clone() }, stand_in.clone())
             }
             Self::Capture(_) => Self::Capture(address),
+            Self::Balancer(_) => Self::Balancer(address),
             Self::Node(node) => Self::Node(NodePort { address, ..node.clone() }),
         }
     }
@@ -232,6 +235,7 @@ impl std::fmt::Display for Entrance {
             Self::Listen(listen, _) => listen.service.fmt(f),
             Self::Capture(_) => f.write_str("--capture"),
             Self::Node(_) => f.write_str("a node port"),
+            Self::Balancer(_) => f.write_str("a load balancer"),
         }
     }
 }

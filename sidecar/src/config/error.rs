@@ -83,6 +83,30 @@ pub enum Error {
          soon as this process drains"
     )]
     HandoverOfNode,
+    /// A load balancer needs the API.
+    #[error("--source: remora loadbalancer writes to the Kubernetes API; leave the flag away, or say kube")]
+    BalancerSource,
+    /// What a load balancer does not do.
+    #[error(
+        "--{0} is not for remora loadbalancer, which serves the addresses of its pool and nothing else; leave it away"
+    )]
+    NotForBalancer(&'static str),
+    /// No addresses to give away.
+    #[error("--pool is missing; name the addresses that Services may get, such as 192.0.2.0/28,fd00:5::/120")]
+    NoPool,
+    /// Addresses that nobody else can reach.
+    #[error(
+        "--pool {0} holds loopback, link-local or multicast addresses; name addresses that clients can reach"
+    )]
+    WrongPool(IpNet),
+    /// Not a port.
+    #[error("--node-health-port {0:?} is neither a port nor off; write it as 10256")]
+    NodeHealthPort(String),
+    /// Not a lease.
+    #[error(
+        "--lease {0:?} is not the name of a Lease; write it as remora-loadbalancer or kube-system/remora-loadbalancer"
+    )]
+    Lease(String),
     /// Not an address of this node.
     #[error("--node-ips {0:?} is not an IP address; write it as 192.168.1.10")]
     NodeIp(String),

@@ -15,19 +15,19 @@ const NESTED: u16 = 0x8000;
 const TYPE: u16 = 0x3fff;
 
 /// This is a request.
-pub(super) const REQUEST: u16 = 0x1;
+pub(crate) const REQUEST: u16 = 0x1;
 /// Tell if it was done.
-pub(super) const ACK: u16 = 0x4;
+pub(crate) const ACK: u16 = 0x4;
 /// Put it in the place of what is there.
-pub(super) const REPLACE: u16 = 0x100;
+pub(crate) const REPLACE: u16 = 0x100;
 /// Fail if it is there already.
-pub(super) const EXCLUSIVE: u16 = 0x200;
+pub(crate) const EXCLUSIVE: u16 = 0x200;
 /// Make it if it is not there.
-pub(super) const CREATE: u16 = 0x400;
+pub(crate) const CREATE: u16 = 0x400;
 /// Put it behind the others.
-pub(super) const APPEND: u16 = 0x800;
+pub(crate) const APPEND: u16 = 0x800;
 /// Everything of this kind.
-pub(super) const DUMP: u16 = 0x300;
+pub(crate) const DUMP: u16 = 0x300;
 
 /// The answer that tells how a request fared.
 const ERROR: u16 = 2;
@@ -36,7 +36,7 @@ const DONE: u16 = 3;
 
 /// A message under construction.
 #[derive(Clone, Debug)]
-pub(super) struct Message {
+pub(crate) struct Message {
     kind: u16,
     flags: u16,
     body: Vec<u8>,
@@ -44,26 +44,26 @@ pub(super) struct Message {
 
 impl Message {
     /// A request with the header of its family.
-    pub(super) fn new(kind: u16, flags: u16, header: &[u8]) -> Self {
+    pub(crate) fn new(kind: u16, flags: u16, header: &[u8]) -> Self {
         let mut body = header.to_vec();
         pad(&mut body);
         Self { kind, flags: flags | REQUEST, body }
     }
 
     /// Adds attributes.
-    pub(super) fn with(mut self, attributes: Attributes) -> Self {
+    pub(crate) fn with(mut self, attributes: Attributes) -> Self {
         self.body.extend(attributes.0);
         self
     }
 
     /// Asks to be told when it is done.
-    pub(super) fn acknowledged(mut self) -> Self {
+    pub(crate) fn acknowledged(mut self) -> Self {
         self.flags |= ACK;
         self
     }
 
     /// As it is sent.
-    pub(super) fn encode(&self, sequence: u32, into: &mut Vec<u8>) {
+    pub(crate) fn encode(&self, sequence: u32, into: &mut Vec<u8>) {
         let length = (HEADER + self.body.len()) as u32;
         into.extend(length.to_ne_bytes());
         into.extend(self.kind.to_ne_bytes());
@@ -76,11 +76,11 @@ impl Message {
 
 /// Attributes under construction, in the order in which they were added.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Attributes(Vec<u8>);
+pub(crate) struct Attributes(Vec<u8>);
 
 impl Attributes {
     /// Adds bytes.
-    pub(super) fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
+    pub(crate) fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
         self.0.extend((4 + value.len() as u16).to_ne_bytes());
         self.0.extend(kind.to_ne_bytes());
         self.0.extend(value);
@@ -89,33 +89,33 @@ impl Attributes {
     }
 
     /// Adds a text, ended by a zero.
-    pub(super) fn text(self, kind: u16, value: &str) -> Self {
+    pub(crate) fn text(self, kind: u16, value: &str) -> Self {
         self.bytes(kind, &[value.as_bytes(), &[0]].concat())
     }
 
     /// Adds a number in the order of the network, as nftables wants them.
-    pub(super) fn number(self, kind: u16, value: u32) -> Self {
+    pub(crate) fn number(self, kind: u16, value: u32) -> Self {
         self.bytes(kind, &value.to_be_bytes())
     }
 
     /// Adds a number in the order of the machine, as routes want them.
-    pub(super) fn native(self, kind: u16, value: u32) -> Self {
+    pub(crate) fn native(self, kind: u16, value: u32) -> Self {
         self.bytes(kind, &value.to_ne_bytes())
     }
 
     /// Adds attributes within one.
-    pub(super) fn nested(self, kind: u16, within: Attributes) -> Self {
+    pub(crate) fn nested(self, kind: u16, within: Attributes) -> Self {
         self.bytes(kind | NESTED, &within.0)
     }
 
     /// What was added.
-    pub(super) fn as_bytes(&self) -> &[u8] {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 }
 
 /// A time, as nftables wants it.
-pub(super) fn milliseconds(duration: std::time::Duration) -> [u8; 8] {
+pub(crate) fn milliseconds(duration: std::time::Duration) -> [u8; 8] {
     (duration.as_millis() as u64).to_be_bytes()
 }
 
@@ -125,7 +125,7 @@ fn pad(bytes: &mut Vec<u8>) {
 
 /// A message that the kernel sent.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Answer<'a> {
+pub(crate) enum Answer<'a> {
     /// The request of this sequence number was done (0) or failed (an error number).
     Result {
         /// Of the request.
@@ -140,7 +140,7 @@ pub(super) enum Answer<'a> {
 }
 
 /// The messages in what was received; what is cut off is left out.
-pub(super) fn answers(mut bytes: &[u8]) -> impl Iterator<Item = Answer<'_>> {
+pub(crate) fn answers(mut bytes: &[u8]) -> impl Iterator<Item = Answer<'_>> {
     std::iter::from_fn(move || {
         let length = number(bytes, 0)? as usize;
         let message = bytes.get(..length).filter(|message| message.len() >= HEADER)?;
@@ -157,7 +157,7 @@ pub(super) fn answers(mut bytes: &[u8]) -> impl Iterator<Item = Answer<'_>> {
 }
 
 /// The attributes in `bytes`, by number; what is cut off is left out.
-pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let header = bytes.get(..4)?;
         let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
@@ -169,19 +169,19 @@ pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])>
 }
 
 /// The first attribute of a number.
-pub(super) fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+pub(crate) fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
     attributes(bytes).find_map(|(found, value)| (found == kind).then_some(value))
 }
 
 /// The first attribute of a number, as text.
-pub(super) fn text(bytes: &[u8], kind: u16) -> Option<String> {
+pub(crate) fn text(bytes: &[u8], kind: u16) -> Option<String> {
     let value = attribute(bytes, kind)?;
     let end = value.iter().position(|&byte| byte == 0).unwrap_or(value.len());
     Some(String::from_utf8_lossy(&value[..end]).into_owned())
 }
 
 /// Four bytes in the order of the machine.
-pub(super) fn number(bytes: &[u8], at: usize) -> Option<u32> {
+pub(crate) fn number(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..at + 4).and_then(|four| four.try_into().ok()).map(u32::from_ne_bytes)
 }
 

@@ -18,15 +18,15 @@ const ROOM: usize = 256 * 1024;
 
 /// Owning one means being able to ask one family of netlink in this network namespace.
 #[derive(Debug)]
-pub(super) struct Socket(OwnedFd);
+pub(crate) struct Socket(OwnedFd);
 
 /// A request that the kernel refused.
 #[derive(Debug)]
-pub(super) struct Refusal {
+pub(crate) struct Refusal {
     /// Which of the messages, counted from 0; `None` for a dump, or if not even the sending worked.
-    pub(super) message: Option<usize>,
+    pub(crate) message: Option<usize>,
     /// Why.
-    pub(super) errno: Errno,
+    pub(crate) errno: Errno,
 }
 
 impl From<Errno> for Refusal {
@@ -37,12 +37,12 @@ impl From<Errno> for Refusal {
 
 impl Socket {
     /// For nftables.
-    pub(super) fn netfilter() -> io::Result<Self> {
+    pub(crate) fn netfilter() -> io::Result<Self> {
         Self::open(Some(NETFILTER))
     }
 
     /// For routes, rules and addresses.
-    pub(super) fn route() -> io::Result<Self> {
+    pub(crate) fn route() -> io::Result<Self> {
         Self::open(None)
     }
 
@@ -58,7 +58,7 @@ impl Socket {
     ///
     /// # Errors
     /// The first message that was refused.
-    pub(super) fn send(&self, messages: &[Message]) -> Result<(), Refusal> {
+    pub(crate) fn send(&self, messages: &[Message]) -> Result<(), Refusal> {
         let mut bytes = Vec::new();
         for (number, message) in messages.iter().enumerate() {
             message.encode(number as u32, &mut bytes);
@@ -91,7 +91,7 @@ impl Socket {
     ///
     /// # Errors
     /// If the kernel refuses.
-    pub(super) fn dump(&self, request: &Message, mut each: impl FnMut(u16, &[u8])) -> Result<(), Refusal> {
+    pub(crate) fn dump(&self, request: &Message, mut each: impl FnMut(u16, &[u8])) -> Result<(), Refusal> {
         let mut bytes = Vec::new();
         request.encode(0, &mut bytes);
         self.write(&bytes)?;

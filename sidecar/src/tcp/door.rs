@@ -45,6 +45,8 @@ enum Means {
     Dialled(SocketAddr),
     /// Whoever has this port of the node; these clients are of the cluster.
     Node(u16, Arc<[IpNet]>),
+    /// Whoever has this address.
+    Address(Destination),
 }
 
 /// Where one thread counts, as many as there are Service ports that its clients got to. Doors come and go, this stays.
@@ -104,6 +106,9 @@ impl Door {
                 (Ledger::new(label, &ledgers.traffic), Means::Service(service, port, stand_in.clone()))
             }
             Entrance::Capture(own) => (ledgers.others(), Means::Dialled(*own)),
+            Entrance::Balancer(address) => {
+                (ledgers.others(), Means::Address(Destination::new(*address, Protocol::Tcp)))
+            }
             Entrance::Node(node) => {
                 (ledgers.others(), Means::Node(node.address.port(), Arc::clone(&node.inside)))
             }
@@ -128,7 +133,7 @@ impl Door {
     /// Where a connection that was taken here is to go.
     pub(super) fn wanted(&self, client: &Socket) -> Result<Wanted, Errno> {
         match self.means {
-            Means::Service(..) | Means::Node(..) => Ok(Wanted::Service),
+            Means::Service(..) | Means::Node(..) | Means::Address(_) => Ok(Wanted::Service),
             Means::Dialled(_) => client.own_address().map(Wanted::Address),
         }
     }
@@ -138,6 +143,7 @@ impl Door {
         match &self.means {
             Means::Service(..) | Means::Dialled(_) => true,
             Means::Node(_, inside) => inside.iter().any(|range| range.contains(&client)),
+            Means::Address(_) => false,
         }
     }
 
@@ -148,6 +154,7 @@ impl Door {
                 table.port(service, port, self.family).map(|port| (Path::ClusterIp, port))
             }
             (Means::Node(number, _), _) => table.at(&Destination::node(self.family, *number, Protocol::Tcp)),
+            (Means::Address(address), _) => table.at(address),
             (Means::Dialled(own), Wanted::Address(address)) => {
                 match table.at(&Destination::new(address, Protocol::Tcp)) {
                     // Relaying to itself would never end.
@@ -164,14 +171,14 @@ impl Door {
     pub(super) fn stand_in(&self) -> Option<&StandIn> {
         match &self.means {
             Means::Service(_, _, stand_in) => Some(stand_in),
-            Means::Dialled(_) | Means::Node(..) => None,
+            Means::Dialled(_) | Means::Node(..) | Means::Address(_) => None,
         }
     }
 
     /// Where a connection to `wanted` is counted. Only where the address decides does that take a look at `table`.
     pub(super) fn ledger(&self, wanted: Wanted, table: &Table) -> Rc<Ledger> {
         match self.means {
-            Means::Dialled(_) | Means::Node(..) => match self.find(wanted, table) {
+            Means::Dialled(_) | Means::Node(..) | Means::Address(_) => match self.find(wanted, table) {
                 Found::Port(_, port) => self.ledgers.of(port),
                 Found::Pass(_) | Found::Nothing => Rc::clone(&self.ledger),
             },
