@@ -9,6 +9,7 @@
 //! Nothing here stands in for anything: what is not started is not there.
 
 pub mod ask;
+pub mod balancer;
 pub mod captor;
 pub mod cases;
 pub mod chromium;
