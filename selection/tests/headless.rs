@@ -1,4 +1,5 @@
 //! A Service without an address: found by its name alone, but its endpoints are judged and picked like any other's.
+#![allow(clippy::expect_used, clippy::panic, reason = "a test says what it expected")]
 
 mod sample;
 

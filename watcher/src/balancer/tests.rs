@@ -174,7 +174,7 @@ fn a_node_takes_part_once_its_probe_says_so_and_while_it_is_not_excluded() {
     balancer
         .exists(Kind::Node, &node(json!({"node.kubernetes.io/exclude-from-external-load-balancers": ""})));
     balancer.settle();
-    assert_eq!(ready(&balancer), []);
+    assert_eq!(ready(&balancer), Vec::<bool>::new());
     assert_eq!(balancer.probes(), BTreeSet::new());
 }
 
