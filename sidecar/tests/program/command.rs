@@ -278,6 +278,7 @@ fn only_the_verbs_that_work_are_offered() {
     let known = [
         "sidecar",
         "node",
+        "loadbalancer",
         "capture",
         "hub",
         "inject",
