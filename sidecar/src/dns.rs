@@ -51,6 +51,8 @@ const STREAMS: usize = 256;
 const STREAM_WAITS: Duration = Duration::from_secs(10);
 /// Wrong external names that are remembered as told, so that each is told once.
 const TOLD_MOST: usize = 256;
+/// Who leaves its address to a successor goes when there was no question for this long.
+const QUIET: Duration = Duration::from_millis(100);
 /// How often the source is asked whether it is in step.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Where this machine says whom to ask.
@@ -204,18 +206,27 @@ impl Dns {
         Arc::clone(&self.counts)
     }
 
-    /// Answers until the runtime ends.
+    /// Answers until the runtime ends, or until `leaves` says that somebody else is at the same address: then what has
+    /// come is answered, and nothing more comes.
     ///
     /// # Errors
     /// If the sockets are no good.
-    pub async fn serve(self: Arc<Self>, listener: Listener, watch: Watch) -> io::Result<()> {
+    pub async fn serve(
+        self: Arc<Self>,
+        listener: Listener,
+        watch: Watch,
+        leaves: impl Future<Output = ()>,
+    ) -> io::Result<()> {
         let datagrams = Arc::new(UdpSocket::from_std(listener.datagrams)?);
         let streams = TcpListener::from_std(listener.streams)?;
         let Some(names) = watch.names().await else { return Ok(()) };
-        tokio::spawn(Arc::clone(&self).accept(streams, names.reader()));
+        let accepts = tokio::spawn(Arc::clone(&self).accept(streams, names.reader()));
         tokio::select! {
             () = self.look(&watch) => Ok(()),
-            () = Arc::clone(&self).receive(datagrams, names.reader()) => Ok(()),
+            () = Arc::clone(&self).receive(datagrams, names.reader(), leaves) => {
+                accepts.abort();
+                Ok(())
+            }
         }
     }
 
@@ -228,11 +239,31 @@ impl Dns {
         }
     }
 
-    async fn receive(self: Arc<Self>, socket: Arc<UdpSocket>, mut names: NamesReader) {
+    async fn receive(
+        self: Arc<Self>,
+        socket: Arc<UdpSocket>,
+        mut names: NamesReader,
+        leaves: impl Future<Output = ()>,
+    ) {
         let mut query = vec![0; QUERY];
+        let (mut leaves, mut has_left) = (std::pin::pin!(leaves), false);
         loop {
+            let received = tokio::select! {
+                biased;
+                received = socket.recv_from(&mut query) => received,
+                () = &mut leaves, if !has_left => {
+                    leave(&socket);
+                    has_left = true;
+                    continue;
+                }
+                // Those that wait for somebody else's answer have the socket too.
+                () = tokio::time::sleep(QUIET), if has_left => match Arc::strong_count(&socket) {
+                    1 => return,
+                    _ => continue,
+                },
+            };
             // The kernel tells here that an earlier answer could not be delivered, or that it is short of memory.
-            let Ok((length, client)) = socket.recv_from(&mut query).await else { continue };
+            let Ok((length, client)) = received else { continue };
             let query = &query[..length];
             match self.step(query, names.names(), Over::Udp) {
                 Step::Silence => {}
@@ -408,6 +439,16 @@ impl Dns {
         if told.insert((service.clone(), why)) {
             tracing::warn!(reason = why.label(), "the external name of Service {service} {}", why.advice());
         }
+    }
+}
+
+/// Has the kernel give the questions that come from here on to whoever else listens there; those that have come are
+/// still to be read. A socket that is connected gets only what its other end sends, and nobody sends from our own address.
+fn leave(socket: &UdpSocket) {
+    let own = socket.local_addr();
+    let connected = own.and_then(|own| socket2::SockRef::from(socket).connect(&own.into()));
+    if let Err(error) = &connected {
+        tracing::warn!(%error, "cannot leave the address of --dns to a successor; a question may be lost at the end");
     }
 }
 

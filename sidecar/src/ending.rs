@@ -66,6 +66,8 @@ pub struct DataPlane {
     asked: watch::Receiver<Asked>,
     offer: Option<Offer>,
     heartbeat: Option<Heartbeat>,
+    /// Closed once no question of DNS is left.
+    answered: Option<watch::Receiver<()>>,
     draining: Draining,
     ended: watch::Sender<bool>,
 }
@@ -83,13 +85,20 @@ impl DataPlane {
     ) -> (Self, UntilDrained) {
         let (ended, has_ended) = watch::channel(false);
         let running = Some(running);
-        let service = Self { running, drain_timeout, asked, offer: None, heartbeat: None, draining, ended };
+        let (offer, heartbeat, answered) = (None, None, None);
+        let service = Self { running, drain_timeout, asked, offer, heartbeat, answered, draining, ended };
         (service, UntilDrained(has_ended))
     }
 
-    /// The same, which gives up `offer` and `heartbeat` when it drains.
-    pub fn with(self, offer: Option<Offer>, heartbeat: Option<Heartbeat>) -> Self {
-        Self { offer, heartbeat, ..self }
+    /// The same, which gives up `offer` and `heartbeat` when it drains, and, if a successor serves, does not end before
+    /// `answered` closes.
+    pub fn with(
+        self,
+        offer: Option<Offer>,
+        heartbeat: Option<Heartbeat>,
+        answered: watch::Receiver<()>,
+    ) -> Self {
+        Self { offer, heartbeat, answered: Some(answered), ..self }
     }
 
     async fn drain(&mut self, running: Running) {
@@ -116,6 +125,9 @@ impl DataPlane {
         let drained = running.drain(patience).await;
         if drained.reset > 0 {
             tracing::warn!(connections = drained.reset, "reset what was open {why}");
+        }
+        if let (true, Some(mut answered)) = (succeeded, self.answered.take()) {
+            let _ = timeout(self.drain_timeout, async { while answered.changed().await.is_ok() {} }).await;
         }
     }
 }

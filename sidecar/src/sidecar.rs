@@ -219,8 +219,8 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
     server.bootstrap();
     let (data, until_drained) =
         DataPlane::new(running, config.drain_timeout, asked.subscribe(), draining.clone());
-    let data = data.with(offer, heartbeat);
-    server.add_service(data);
+    let (answers, answered) = watch::channel(());
+    server.add_service(data.with(offer, heartbeat, answered));
     let feed = feed.map(|listener| (Feed::new(watch.clone(), assets), listener));
     if let Some(listener) = health {
         let listened = listens.iter().cloned().zip(stand_ins.iter().cloned()).collect();
@@ -250,9 +250,12 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
         let answers = Health { watch: watch.clone(), metrics, draining, is_ready_without_table, node };
         server.add_service(Control::new("health", listener, answers, &asked));
     }
-    if let Some((dns, listener)) = dns.zip(names) {
-        let serves = Some((dns, listener, watch.clone()));
-        server.add_service(Naming { serves });
+    match dns.zip(names) {
+        Some((dns, listener)) => {
+            let serves = Some((dns, listener, watch.clone()));
+            server.add_service(Naming { serves, asked: asked.subscribe(), answers: Some(answers) });
+        }
+        None => drop(answers),
     }
     if let Some(listener) = admin {
         let here = config.here;
@@ -341,17 +344,27 @@ impl Service for Feeding {
 /// The DNS as a Pingora service, on a thread of its own.
 struct Naming {
     serves: Option<(Arc<Dns>, dns::Listener, Watch)>,
+    asked: watch::Receiver<Asked>,
+    /// Dropped once no question is left.
+    answers: Option<watch::Sender<()>>,
 }
 
 #[async_trait]
 impl Service for Naming {
-    /// Answers until the runtime ends, also while connections drain, and beside a successor: no question is left in
-    /// a socket that nobody reads.
+    /// Answers until the runtime ends, also while connections drain; or until a successor does and no question is left
+    /// in a socket that nobody reads.
     async fn start_service(&mut self, _: Option<ListenFds>, _: ShutdownWatch, _: usize) {
         let Some((dns, listener, watch)) = self.serves.take() else { return };
-        if let Err(error) = dns.serve(listener, watch).await {
+        let mut asked = self.asked.clone();
+        let leaves = async move {
+            if asked.wait_for(|asked| asked.succeeded).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        if let Err(error) = dns.serve(listener, watch, leaves).await {
             tracing::error!(%error, "cannot answer DNS; restart to try again");
         }
+        self.answers = None;
     }
 
     fn name(&self) -> &str {
