@@ -12,6 +12,8 @@ use crate::load;
 pub(crate) enum Peer {
     Direct,
     Remora,
+    /// The same at a node port, where the table is asked whose connection it is; a load balancer does just that.
+    Node,
     Haproxy,
     Nginx,
     Envoy,
@@ -25,12 +27,14 @@ pub(crate) struct Running {
 }
 
 impl Peer {
-    pub(crate) const ALL: [Self; 5] = [Self::Direct, Self::Remora, Self::Haproxy, Self::Nginx, Self::Envoy];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Direct, Self::Remora, Self::Node, Self::Haproxy, Self::Nginx, Self::Envoy];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct",
             Self::Remora => "remora",
+            Self::Node => "node port",
             Self::Haproxy => "haproxy",
             Self::Nginx => "nginx",
             Self::Envoy => "envoy",
@@ -58,13 +62,16 @@ impl Peer {
 
     fn command(self, address: SocketAddr, file: &Path) -> Command {
         match self {
-            Self::Direct | Self::Remora => {
+            Self::Direct | Self::Remora | Self::Node => {
                 let mut command = Command::new(env!("CARGO_BIN_EXE_remora"));
                 let manifest = file.with_extension("yaml");
                 std::fs::copy(file, &manifest).unwrap();
-                command.args(["sidecar", "--threads", "2", "--log-level", "error"]);
+                match self {
+                    Self::Node => command.args(["node", "--nodeport-addresses", "localhost"]),
+                    _ => command.args(["sidecar", "--listen", &format!("{address}=bench/endpoint:80")]),
+                };
                 command.args(["--source", &format!("manifests:{}", manifest.display())]);
-                command.args(["--listen", &format!("{address}=bench/endpoint:80")]);
+                command.args(["--threads", "2", "--log-level", "error"]);
                 command
             }
             Self::Haproxy => with_arguments("/usr/sbin/haproxy", &["-db", "-f"], file),
@@ -83,6 +90,10 @@ impl Peer {
         match self {
             Self::Direct => String::new(),
             Self::Remora => configuration(endpoint),
+            Self::Node => {
+                let ports = format!("type: NodePort, ports: [{{port: 80, nodePort: {}}}]", address.port());
+                configuration(endpoint).replace("ports: [{port: 80}]", &ports)
+            }
             Self::Haproxy => format!(
                 "global\n nbthread 2\n maxconn 4000\ndefaults\n mode tcp\n timeout connect 5s\n timeout client 1h\n \
                  timeout server 1h\n option splice-request\n option splice-response\nlisten relay\n bind {address}\n \
