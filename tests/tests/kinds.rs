@@ -78,6 +78,13 @@ async fn a_service_becomes_every_type_while_clients_connect_and_no_connection_fa
     // The name of what is outside; its own port is that of the Service.
     namespace.service("far", json!({"clusterIP": "None"})).await;
     namespace.service("web", json!({})).await;
+    let name = format!("far.{}.svc.example.com", namespace.name);
+    wait_until(SOON, "the world outside knows the name", async || {
+        let arguments = [&format!("@{}", dns.ip4()), "+short", "+tries=1", "+time=2", &name];
+        let output = dns.command("dig").args(arguments).output().map_err(|error| error.to_string())?;
+        if output.status.success() && !output.stdout.is_empty() { Ok(()) } else { Err(format!("{output:?}")) }
+    })
+    .await;
     let listen = [format!("80={}/web:80", namespace.name)];
     let more = ["--dns-forward".to_owned(), dns.ip4().to_string()];
     let more: Vec<&str> = more.iter().map(String::as_str).collect();
@@ -95,7 +102,6 @@ async fn a_service_becomes_every_type_while_clients_connect_and_no_connection_fa
         }
         (count, failed)
     });
-    let name = format!("far.{}.svc.example.com", namespace.name);
     let external = || json!({"spec": {"type": "ExternalName", "externalName": name, "clusterIP": null, "clusterIPs": null}});
     let of_type = |kind: &str| json!({"spec": {"type": kind, "externalName": null}});
     let headless: Value = json!({"spec": {"type": "ClusterIP", "externalName": null, "clusterIP": "None"}});
@@ -114,7 +120,9 @@ async fn a_service_becomes_every_type_while_clients_connect_and_no_connection_fa
     }
     is_done.store(true, Ordering::SeqCst);
     let (count, failed) = clients.await.expect("the clients end");
-    assert!(count > 20 && failed.is_empty(), "of {count}: {failed:?}; {}", sidecar.program.state());
+    let state =
+        || format!("{:?} of {count}, {} failed; {}", failed.first(), failed.len(), sidecar.program.state());
+    assert!(count > 20 && failed.is_empty(), "{}", state());
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     open.write_all(b"hello").await.expect("it is open");
     let mut echo = [0; 12];
