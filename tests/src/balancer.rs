@@ -23,7 +23,7 @@ const RULES: &str = r#"[
 ]"#;
 
 /// Where it tells how it is.
-const HEALTH: u16 = 64104;
+pub const HEALTH: u16 = 64104;
 
 /// Owning one means that its nodes and its machine run.
 pub struct Site {

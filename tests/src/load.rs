@@ -36,12 +36,21 @@ pub struct Load {
 pub struct Report {
     /// Answered connections, by who answered.
     pub answered: BTreeMap<String, u64>,
-    /// Failed connections, each with when (since the start) and why.
-    pub failures: Vec<String>,
+    /// Failed connections.
+    pub failures: Vec<Failure>,
     /// How long connections were made.
     pub lasted: Duration,
     /// Time from first to last of each answered connection, sorted.
     pub durations: Vec<Duration>,
+}
+
+/// A connection that was not answered as it should be.
+#[derive(Debug)]
+pub struct Failure {
+    /// When it began.
+    pub begun: Instant,
+    /// When it began since the start, and why it failed.
+    pub why: String,
 }
 
 impl Load {
@@ -102,11 +111,23 @@ impl Report {
 
     /// Panics if a connection failed, with the first few reasons.
     pub fn assert_none_failed(&self) {
-        let few: Vec<_> = self.failures.iter().take(5).map(String::as_str).collect();
-        let (failed, total) = (self.failures.len(), self.total());
+        self.assert_none(|_| true);
+    }
+
+    /// Panics if one failed that began after this.
+    pub fn assert_none_failed_after(&self, instant: Instant) {
+        self.assert_none(|failure| failure.begun > instant);
+    }
+
+    fn assert_none(&self, counts: impl Fn(&Failure) -> bool) {
+        let failed: Vec<_> =
+            self.failures.iter().filter(|failure| counts(failure)).map(|failure| &*failure.why).collect();
+        let few = &failed[..failed.len().min(5)];
         assert!(
             few.is_empty(),
-            "{failed} connections failed ({total} did not), the first:\n  {}",
+            "{} connections failed ({} did not), the first:\n  {}",
+            failed.len(),
+            self.total(),
             few.join("\n  ")
         );
     }
@@ -142,7 +163,8 @@ async fn drive(
                 report.durations.push(begun.elapsed());
             }
             (begun, Err(error)) => {
-                report.failures.push(format!("{:.3} s: {error}", (begun - started).as_secs_f64()));
+                let why = format!("{:.3} s: {error}", (begun - started).as_secs_f64());
+                report.failures.push(Failure { begun, why });
             }
         }
     };
