@@ -168,21 +168,27 @@ impl Client {
         Addresses(ips.try_into().unwrap_or_else(|ips| panic!("not an address of each family: {ips:?}")))
     }
 
-    /// Makes connections one after the other, no more after one has failed.
+    /// Makes connections one after the other, no more after one has failed. Each is given the time of a machine that
+    /// stands still now and then.
     pub async fn connect(&self, address: SocketAddr, times: usize) -> Vec<Outcome> {
         self.run("connect", address, times).await
     }
 
-    /// Makes one connection.
-    pub async fn connect_once(&self, address: SocketAddr) -> Outcome {
-        self.connect(address, 1).await.remove(0)
+    /// The same for who comes again: no answer soon is an answer too.
+    pub async fn try_to(&self, address: SocketAddr, times: usize) -> Vec<Outcome> {
+        self.run("try", address, times).await
+    }
+
+    /// Makes one connection, and comes again.
+    pub async fn try_once(&self, address: SocketAddr) -> Outcome {
+        self.try_to(address, 1).await.remove(0)
     }
 
     /// Makes one connection and ends it without a word: whether it was made.
     pub async fn touch(&self, address: SocketAddr) -> bool {
         let open = format!("exec 3<>/dev/tcp/{}/{}", address.ip(), address.port());
         let mut command = self.pod.host.command_as(USER, &[], "/usr/bin/timeout");
-        command.args(["3", "bash", "-c", &open]).stdin(Stdio::null()).stderr(Stdio::null());
+        command.args(["10", "bash", "-c", &open]).stdin(Stdio::null()).stderr(Stdio::null());
         Command::from(command).kill_on_drop(true).status().await.expect("setpriv, of util-linux").success()
     }
 
@@ -231,7 +237,7 @@ impl Client {
         let expected: BTreeSet<String> = by.iter().map(|&name| name.to_owned()).collect();
         for &address in addresses {
             wait_until(SOON, &format!("{by:?} answer at {address}: {why}"), async || {
-                let outcomes = self.connect(address, EACH * by.len()).await;
+                let outcomes = self.try_to(address, EACH * by.len()).await;
                 let answered: Result<BTreeSet<String>, _> =
                     outcomes.iter().map(|outcome| outcome.by().map(str::to_owned)).collect();
                 match answered {
@@ -256,7 +262,7 @@ impl Client {
     async fn wait_outcome(&self, addresses: &[SocketAddr], what: &str, expected: impl Fn(&Outcome) -> bool) {
         for &address in addresses {
             wait_until(SOON, &format!("at {address}: {what}"), async || {
-                let outcome = self.connect_once(address).await;
+                let outcome = self.try_once(address).await;
                 if expected(&outcome) { Ok(()) } else { Err(format!("{outcome:?}{}", self.state())) }
             })
             .await;

@@ -151,8 +151,17 @@ async fn where_capture_is_forbidden_a_pod_is_injected_without_it_and_starts(worl
         let labels = json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": level}}});
         let namespaces: Api<KubeNamespace> = Api::all(client.namespace.client.clone());
         namespaces.patch(name, &PatchParams::default(), &Patch::Merge(labels)).await.expect("it is labelled");
-        let refused = created(&client.namespace, &inject(APP).0).await.expect_err("capture is forbidden");
-        assert!(refused.contains(&format!("violates PodSecurity \"{level}:")), "{refused}");
+        // The plugin hears of the label by a watch of its own.
+        let pods: Api<KubePod> = Api::namespaced(client.namespace.client.clone(), name);
+        let dry = PostParams { dry_run: true, ..PostParams::default() };
+        let manifest = inject(APP).0;
+        wait_until(SOON, &format!("capture is forbidden by {level}"), async || {
+            match pods.create(&dry, &pod(&manifest)).await.map_err(|error| error.to_string()) {
+                Err(refused) if refused.contains(&format!("violates PodSecurity \"{level}:")) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
     }
     let listening = format!(
         "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, labels: {{pod-security.kubernetes.io/enforce: restricted}}}}\n---\n{}",
@@ -170,7 +179,7 @@ async fn where_capture_is_forbidden_a_pod_is_injected_without_it_and_starts(worl
     let pod = created(&client.namespace, &manifest).await.expect("it is accepted");
     let sidecars = Sidecars::start(&client.world, &client.pod.host, &client.namespace, &pod, "node-a").await;
     let listener = (std::net::Ipv4Addr::LOCALHOST, 8081).into();
-    wait_until(SOON, "the listener serves", async || match client.connect_once(listener).await.by() {
+    wait_until(SOON, "the listener serves", async || match client.try_once(listener).await.by() {
         Ok("web-0") => Ok(()),
         other => Err(format!("{other:?}; {}", sidecars.only().program.state())),
     })
@@ -233,11 +242,25 @@ impl Hub {
         Ok(containers.iter().filter(|container| container["name"] == "remora").count() == 1)
     }
 
-    /// Has the API server trust what `bundle` has.
-    async fn trust(&self, bundle: Vec<u8>) {
-        let patch = json!([{"op": "replace", "path": "/webhooks/0/clientConfig/caBundle", "value": ByteString(bundle)}]);
+    /// Has the API server trust what `bundle` has, and returns when it does: it hears of a change by a watch, and of this
+    /// one together with who is left alone from here on, Pods with the label `without: WORD`.
+    async fn trust(&self, namespace: &Namespace, bundle: Vec<u8>, word: &str) {
+        let without =
+            json!({"matchExpressions": [{"key": "without", "operator": "NotIn", "values": [word]}]});
+        let patch = json!([
+            {"op": "replace", "path": "/webhooks/0/clientConfig/caBundle", "value": ByteString(bundle)},
+            {"op": "replace", "path": "/webhooks/0/objectSelector", "value": without},
+        ]);
         let patch = Patch::<()>::Json(serde_json::from_value(patch).expect("a patch"));
         self.configurations.patch(&self.name, &PatchParams::default(), &patch).await.expect("it is changed");
+        let labelled = APP.replace("{name: app}", &format!("{{name: app, labels: {{without: {word}}}}}"));
+        wait_until(SOON, &format!("the API server knows of {word}"), async || {
+            match self.injects(namespace, &labelled).await {
+                Ok(false) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
     }
 }
 
@@ -305,7 +328,7 @@ async fn a_certificate_is_replaced_without_a_gap(world: World) {
             assert_eq!(hub.injects(&namespace, APP).await, Ok(true), "{what}: {}", hub.program.state());
         }
     };
-    hub.trust([old, new.clone()].concat()).await;
+    hub.trust(&namespace, [old, new.clone()].concat(), "both").await;
     all_are_injected("both are trusted").await;
     // In the worst order: for a while, the files do not fit.
     std::fs::write(hub.certificate.join("tls.crt"), read(&next, "tls.crt")).expect("a file");
@@ -322,6 +345,6 @@ async fn a_certificate_is_replaced_without_a_gap(world: World) {
         if log.contains("the webhook has a new certificate") { Ok(()) } else { Err(log) }
     })
     .await;
-    hub.trust(new).await;
+    hub.trust(&namespace, new, "new").await;
     all_are_injected("only the new one is trusted").await;
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! remora-test-client connect  ADDRESS:PORT TIMES      one connection after the other
+//! remora-test-client try      ADDRESS:PORT TIMES      the same, where no answer soon is an answer too
 //! remora-test-client hold     ADDRESS:PORT TIMES      all at once, each in use until the end
 //! remora-test-client transfer ADDRESS:PORT MEGABYTES  through one connection and back, compared
 //! remora-test-client streams  ADDRESS:PORT TIMES      all at once, each of another kind and length, compared
@@ -10,7 +11,7 @@
 //!
 //! Out: a line of JSON for every connection, which names who answered and the addresses that it saw,
 //! or the step that failed with its errno: of connect(2) itself, since the socket blocks. `connect`
-//! ends with the first that fails. `hold` prints a line for each when it is open, and a last one for
+//! and `try` end with the first that fails. `hold` prints a line for each when it is open, and a last one for
 //! each that broke; it ends with its input. It never tries anything again.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -25,11 +26,11 @@ use rustix::net::sockopt::{Timeout, set_socket_linger, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketType, connect, socket};
 use serde_json::json;
 
-/// A connect or a read that takes longer has failed: more than a second, so that a SYN is repeated.
-const PATIENCE: Duration = Duration::from_millis(2500);
+/// Of who only tries: a connect or a read that takes longer has failed. More than a second, so that a SYN is repeated.
+const BRIEF: Duration = Duration::from_millis(2500);
 
-/// The same for a connection that is held: what relays it may stand still for a while.
-const HELD: Duration = Duration::from_secs(20);
+/// The same for a connection that must be served: whoever serves it may stand still for a while.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Between two uses of a connection that is held.
 const PULSE: Duration = Duration::from_millis(50);
@@ -47,7 +48,10 @@ fn main() -> ExitCode {
     };
     match (verb, address, number) {
         ("connect", Ok(address), Ok(times)) => {
-            (0..times).all(|_| tell(talk(address)));
+            (0..times).all(|_| tell(talk(address, PATIENCE)));
+        }
+        ("try", Ok(address), Ok(times)) => {
+            (0..times).all(|_| tell(talk(address, BRIEF)));
         }
         ("transfer", Ok(address), Ok(megabytes)) => {
             tell(transfer(address, &Stream { seed: 1, chunks: megabytes * 16, ..Stream::default() }));
@@ -62,7 +66,9 @@ fn main() -> ExitCode {
         }
         ("hold", Ok(address), Ok(times)) => hold(address, times),
         _ => {
-            eprintln!("usage: remora-test-client connect|hold|transfer|streams|ask ADDRESS:PORT [NUMBER]");
+            eprintln!(
+                "usage: remora-test-client connect|try|hold|transfer|streams|ask ADDRESS:PORT [NUMBER]"
+            );
             return ExitCode::from(2);
         }
     }
@@ -110,8 +116,8 @@ fn dial(address: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
 }
 
 /// One connection from first to last.
-fn talk(address: SocketAddr) -> Result<String, Failure> {
-    let (mut stream, greeting) = open(address, PATIENCE)?;
+fn talk(address: SocketAddr, patience: Duration) -> Result<String, Failure> {
+    let (mut stream, greeting) = open(address, patience)?;
     pulse(&mut stream)?;
     stream.get_ref().shutdown(Shutdown::Write).map_err(|error| ("end", error))?;
     let rest = stream.read_to_end(&mut Vec::new()).map_err(|error| ("read the end", error))?;
@@ -153,7 +159,7 @@ impl Stream {
 
 /// Sends many bytes while they come back, and compares them.
 fn transfer(address: SocketAddr, plan: &Stream) -> Result<String, Failure> {
-    let (mut stream, greeting) = open(address, HELD)?;
+    let (mut stream, greeting) = open(address, PATIENCE)?;
     let mut sender = stream.get_ref().try_clone().map_err(|error| ("send", error))?;
     let Stream { seed, chunks, reset_after, pause } = *plan;
     let sending = thread::spawn(move || {
@@ -212,7 +218,7 @@ fn ask(address: SocketAddr) -> Result<String, Failure> {
     let any: SocketAddr = if address.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() };
     let exchange = || -> io::Result<String> {
         let socket = UdpSocket::bind(any)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(BRIEF))?;
         socket.connect(address)?;
         socket.send(b"?")?;
         let mut answer = [0; 2048];
@@ -229,7 +235,7 @@ fn hold(address: SocketAddr, times: usize) {
     let end = AtomicBool::new(false);
     thread::scope(|scope| {
         for _ in 0..times {
-            match open(address, HELD) {
+            match open(address, PATIENCE) {
                 Ok((stream, greeting)) => {
                     tell(Ok(greeting));
                     scope.spawn(|| use_until(stream, &end));

@@ -22,7 +22,7 @@ async fn pods(client: &Client) -> [Pod; 3] {
 /// Waits until many connections are all answered by the same: who it is.
 async fn wait_stuck(client: &Client, address: SocketAddr) -> String {
     wait_until(SOON, &format!("{address} is answered by one endpoint only"), async || {
-        let outcomes = client.connect(address, 40).await;
+        let outcomes = client.try_to(address, 40).await;
         let answered: Result<BTreeSet<&str>, _> = outcomes.iter().map(|outcome| outcome.by()).collect();
         match answered {
             Ok(answered) if answered.len() == 1 => Ok(answered.into_iter().collect()),
