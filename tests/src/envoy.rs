@@ -154,7 +154,8 @@ pub(crate) fn target() -> PathBuf {
     test.ancestors().nth(3).expect("tests run from target/PROFILE/deps").to_owned()
 }
 
-/// The text of a file of `envoy/`, with the filter of this build in it.
+/// The text of a file of `envoy/`, with the filter of this build in it, and connects that may take ten seconds: on a busy
+/// machine a worker may stand still for longer than the one second of the files, and then takes every endpoint for dead.
 ///
 /// # Panics
 /// When there is no such file.
@@ -162,14 +163,9 @@ pub fn configuration(name: &str) -> String {
     let path = root().join("envoy").join(name);
     let text =
         fs::read_to_string(&path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()));
-    replaced(&text, INSTALLED, &filter().display().to_string())
-}
-
-/// A configuration whose connects may take ten seconds: on a busy machine a worker may stand still for longer than the one
-/// second of the files, and then takes every endpoint for dead.
-pub fn patient(text: &str) -> String {
-    let text = replaced(text, "connect_timeout: 1s", "connect_timeout: 10s");
-    replaced(&text, r#""connectTimeout": 1"#, r#""connectTimeout": 10"#)
+    let text = replaced(&text, INSTALLED, &filter().display().to_string());
+    let text = replaced(&text, "connect_timeout: 1s", "connect_timeout: 10s");
+    replaced(&text, r#""connectTimeout": 1,"#, r#""connectTimeout": 10,"#)
 }
 
 /// `text` with every `from` replaced.
@@ -234,6 +230,15 @@ impl Envoy {
             other => Err(format!("{other:?}; {}", self.program.state())),
         })
         .await
+    }
+
+    /// Waits until its log has these words: a number may be seen before the line that tells of the same.
+    pub async fn wait_log(&self, words: &str) {
+        wait_until(SOON, &format!("Envoy's log says {words:?}"), async || match self.program.output() {
+            log if log.contains(words) => Ok(()),
+            _ => Err(self.program.state()),
+        })
+        .await;
     }
 
     /// Waits until every one of its VMs that serves has a table; the number of VMs is that of workers, and one more.

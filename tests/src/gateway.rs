@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
@@ -14,8 +13,9 @@ use tokio::task::JoinHandle;
 
 use crate::envoy::{self, Envoy, Version, replaced};
 use crate::feeder::{Feeder, Service};
+use crate::greeter::greeter;
 use crate::http::{Client, Server};
-use crate::{Program, SOON, World, load, tools, wait_until};
+use crate::{Load, Program, SOON, World, load, wait_until};
 
 /// Where `envoy/http.yaml` listens.
 pub const HTTP: &str = "127.0.0.1:8080";
@@ -48,7 +48,7 @@ impl Gateway {
         let (mut http, mut tcp) = (Vec::new(), Vec::new());
         for number in 0..endpoints {
             http.push(Some(Server::start(&http_at(number).to_string()).await));
-            tcp.push(Some(greeter(world, number)));
+            tcp.push(Some(greeter(world, &name(number), tcp_at(number)).await));
         }
         let feeder = Feeder::ready(world, &services(used), &[]).await;
         let envoy = Envoy::ready(world, version, &configuration()).await;
@@ -88,8 +88,9 @@ impl Gateway {
         self.tcp[number].take().expect("it runs").stop(SOON).await;
     }
 
-    /// Kills an endpoint while it has so many requests to answer or more, and tells nobody: how many it had.
-    pub async fn kill(&mut self, number: usize, requests: u64) -> u64 {
+    /// Kills an endpoint while it has so many requests to answer or more, and tells nobody: how many it had, and how
+    /// many connections of `load` were open then, at most.
+    pub async fn kill(&mut self, number: usize, requests: u64, load: &Load) -> (u64, u64) {
         let server = self.http[number].take().expect("it runs");
         wait_until(SOON, &format!("{requests} requests are on their way"), async || {
             match server.unanswered() {
@@ -99,14 +100,15 @@ impl Gateway {
         })
         .await;
         let unanswered = server.end().await;
+        let done = load.done();
         self.tcp[number].take().expect("it runs").kill();
-        unanswered
+        (unanswered, load.begun() - done)
     }
 
     /// Starts an endpoint again.
     pub async fn start(&mut self, world: &World, number: usize) {
         self.http[number] = Some(Server::start(&http_at(number).to_string()).await);
-        self.tcp[number] = Some(greeter(world, number));
+        self.tcp[number] = Some(greeter(world, &name(number), tcp_at(number)).await);
     }
 }
 
@@ -120,12 +122,6 @@ fn tcp_at(number: usize) -> SocketAddr {
 
 fn name(number: usize) -> String {
     format!("db-{number}")
-}
-
-fn greeter(world: &World, number: usize) -> Program {
-    let mut command = Command::new(tools::own("remora-test-endpoint", "tests"));
-    command.args([name(number), tcp_at(number).to_string()]);
-    Program::start(world, &name(number), command)
 }
 
 fn services(used: &[usize]) -> [Service; 2] {
@@ -148,13 +144,14 @@ fn configuration() -> String {
         replaced(&part("  clusters:\n", "  # Where `remora"), "name: remora\n", "name: remora-tcp\n");
     let http = envoy::configuration("http.yaml");
     let both = replaced(&http, "  listeners:\n", &format!("  listeners:\n{listener}"));
-    envoy::patient(&replaced(&both, "  clusters:\n", &format!("  clusters:\n{clusters}")))
+    replaced(&both, "  clusters:\n", &format!("  clusters:\n{clusters}"))
 }
 
 /// Requests on kept connections. Owning one means that they are made, on the runtime of the test.
 pub struct Requests {
     stop: Arc<AtomicBool>,
-    done: Arc<AtomicU64>,
+    /// How many requests of each client have ended.
+    done: Arc<[AtomicU64]>,
     clients: Vec<JoinHandle<Answers>>,
 }
 
@@ -171,7 +168,8 @@ impl Requests {
     /// Starts so many clients, every other one with HTTP/2; half of their requests take `slow` milliseconds, so that
     /// there are always some on their way.
     pub fn start(clients: usize, slow: u64) -> Requests {
-        let (stop, done) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let stop = Arc::<AtomicBool>::default();
+        let done: Arc<[AtomicU64]> = (0..clients).map(|_| AtomicU64::new(0)).collect();
         let client = |number| tokio::spawn(drive(number, slow, stop.clone(), done.clone()));
         let clients = (0..clients).map(client).collect();
         Requests { stop, done, clients }
@@ -179,7 +177,23 @@ impl Requests {
 
     /// How many have ended so far, well or not.
     pub fn done(&self) -> u64 {
-        self.done.load(Ordering::Relaxed)
+        self.done_by_each().sum()
+    }
+
+    fn done_by_each(&self) -> impl Iterator<Item = u64> {
+        self.done.iter().map(|done| done.load(Ordering::Relaxed))
+    }
+
+    /// Waits until all requests that are on their way have ended; others are made meanwhile.
+    pub async fn wait_through(&self) {
+        let before: Vec<_> = self.done_by_each().collect();
+        wait_until(SOON, "the requests on their way end", async || {
+            match self.done_by_each().zip(&before).filter(|(now, before)| now <= before).count() {
+                0 => Ok(()),
+                clients => Err(format!("{clients} clients wait")),
+            }
+        })
+        .await;
     }
 
     /// Makes no more, waits for those on their way, and tells.
@@ -208,7 +222,7 @@ impl Answers {
     }
 }
 
-async fn drive(number: usize, slow: u64, stop: Arc<AtomicBool>, done: Arc<AtomicU64>) -> Answers {
+async fn drive(number: usize, slow: u64, stop: Arc<AtomicBool>, done: Arc<[AtomicU64]>) -> Answers {
     let (started, slow) = (Instant::now(), format!("/slow/{slow}"));
     let (mut answers, mut client, mut turn) = (Answers::default(), None, number / 2);
     while !stop.load(Ordering::Relaxed) {
@@ -223,7 +237,7 @@ async fn drive(number: usize, slow: u64, stop: Arc<AtomicBool>, done: Arc<Atomic
             client.get("web.shop", path, &[]).await
         };
         let outcome = asked.await;
-        done.fetch_add(1, Ordering::Relaxed);
+        done[number].fetch_add(1, Ordering::Relaxed);
         match outcome {
             Ok(answer) if answer.status == 200 => {
                 *answers.answered.entry(answer.who().to_owned()).or_default() += 1;

@@ -21,6 +21,7 @@ pub mod envoy;
 pub mod envoy_gateway;
 pub mod feeder;
 pub mod gateway;
+pub mod greeter;
 pub mod http;
 pub mod injected;
 pub mod inside;

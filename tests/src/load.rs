@@ -4,7 +4,7 @@
 //! waits to be greeted (the server speaks first), sends a byte, gets it back, ends its side and reads
 //! the other's end. It never tries again, and never takes a failure for an answer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,8 +17,10 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use crate::{SOON, wait_until};
+
 /// A connection that takes longer from first to last has failed.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The rate is kept in portions, one a tick.
 const TICK: Duration = Duration::from_millis(10);
@@ -26,9 +28,18 @@ const TICK: Duration = Duration::from_millis(10);
 /// Owning one means that connections are being made, from a thread of its own.
 pub struct Load {
     stop: Arc<AtomicBool>,
-    begun: Arc<AtomicU64>,
-    done: Arc<AtomicU64>,
+    seen: Arc<Seen>,
     thread: Option<JoinHandle<Report>>,
+}
+
+/// How far the connections are, each a count since the start.
+#[derive(Default)]
+struct Seen {
+    begun: AtomicU64,
+    /// Ended, in whatever order.
+    done: AtomicU64,
+    /// So many of the first have all ended.
+    through: AtomicU64,
 }
 
 /// What became of the connections.
@@ -57,26 +68,36 @@ impl Load {
     /// Starts making `rate` connections a second to `address`.
     pub fn start(address: SocketAddr, rate: u32) -> Load {
         let stop = Arc::new(AtomicBool::new(false));
-        let (begun, done) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
-        let (stop_, begun_, done_) = (stop.clone(), begun.clone(), done.clone());
+        let seen = Arc::<Seen>::default();
+        let (stop_, seen_) = (stop.clone(), seen.clone());
         let thread = thread::spawn(move || {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            runtime.block_on(drive(address, rate, &stop_, &begun_, &done_))
+            runtime.block_on(drive(address, rate, &stop_, &seen_))
         });
-        Load { stop, begun, done, thread: Some(thread) }
+        Load { stop, seen, thread: Some(thread) }
     }
 
     /// How many connections have ended so far, well or not.
     pub fn done(&self) -> u64 {
-        self.done.load(Ordering::Relaxed)
+        self.seen.done.load(Ordering::Relaxed)
     }
 
-    /// How many connections are not done, at most.
-    pub fn open(&self) -> u64 {
-        // In this order: one that ends meanwhile is counted, none is missed.
-        let done = self.done();
-        self.begun.load(Ordering::Relaxed) - done
+    /// How many connections have begun so far.
+    pub fn begun(&self) -> u64 {
+        self.seen.begun.load(Ordering::Relaxed)
+    }
+
+    /// Waits until all connections that are open have ended; others begin meanwhile.
+    pub async fn wait_through(&self) {
+        let begun = self.begun();
+        wait_until(SOON, "the open connections end", async || {
+            match self.seen.through.load(Ordering::Relaxed) {
+                through if through >= begun => Ok(()),
+                through => Err(format!("{through} of {begun}")),
+            }
+        })
+        .await;
     }
 
     /// Makes no more connections, waits for the open ones, and tells.
@@ -141,28 +162,22 @@ pub async fn connect(address: SocketAddr) -> io::Result<String> {
     }
 }
 
-async fn drive(
-    address: SocketAddr,
-    rate: u32,
-    stop: &AtomicBool,
-    opened: &AtomicU64,
-    done: &AtomicU64,
-) -> Report {
+async fn drive(address: SocketAddr, rate: u32, stop: &AtomicBool, seen: &Seen) -> Report {
     let started = Instant::now();
     let mut report = Report::default();
     let mut open = JoinSet::new();
     let mut ticks = interval(TICK);
     // Late ticks are made up for: the rate is one over the whole time.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
-    let mut begun = 0;
-    let mut note = |ended: (Instant, io::Result<String>)| {
-        done.fetch_add(1, Ordering::Relaxed);
+    let (mut last, mut numbers) = (0, BTreeSet::new());
+    let mut note = |(begun, ended): (Instant, io::Result<String>)| {
+        seen.done.fetch_add(1, Ordering::Relaxed);
         match ended {
-            (begun, Ok(name)) => {
+            Ok(name) => {
                 *report.answered.entry(name).or_default() += 1;
                 report.durations.push(begun.elapsed());
             }
-            (begun, Err(error)) => {
+            Err(error) => {
                 let why = format!("{:.3} s: {error}", (begun - started).as_secs_f64());
                 report.failures.push(Failure { begun, why });
             }
@@ -171,18 +186,24 @@ async fn drive(
     while !stop.load(Ordering::Relaxed) {
         ticks.tick().await;
         let due = (started.elapsed().as_secs_f64() * f64::from(rate)) as u64;
-        while begun < due {
-            begun += 1;
-            opened.store(begun, Ordering::Relaxed);
-            open.spawn(async move { (Instant::now(), connect(address).await) });
+        while last < due {
+            last += 1;
+            let number = last;
+            numbers.insert(number);
+            seen.begun.store(number, Ordering::Relaxed);
+            open.spawn(async move { (number, (Instant::now(), connect(address).await)) });
         }
         while let Some(ended) = open.try_join_next() {
-            note(ended.expect("a client does not panic"));
+            let (number, ended) = ended.expect("a client does not panic");
+            numbers.remove(&number);
+            note(ended);
         }
+        let through = numbers.first().map_or(last, |oldest| oldest - 1);
+        seen.through.store(through, Ordering::Relaxed);
     }
     let lasted = started.elapsed();
     while let Some(ended) = open.join_next().await {
-        note(ended.expect("a client does not panic"));
+        note(ended.expect("a client does not panic").1);
     }
     report.lasted = lasted;
     report.durations.sort();

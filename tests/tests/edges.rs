@@ -8,9 +8,9 @@ use std::process::{Command, ExitCode};
 
 use tests::envoy::{self, Envoy, Version, replaced};
 use tests::feeder::{Feeder, Service};
+use tests::greeter::greeter;
 use tests::http::{Client, Server};
 use tests::load::connect;
-use tests::tools;
 use tests::{Program, SOON, World, wait_until};
 
 fn main() -> ExitCode {
@@ -46,11 +46,13 @@ fn web(endpoints: impl IntoIterator<Item = SocketAddr>) -> Service {
     Service::new("web", "10.96.0.10", endpoints)
 }
 
-/// A server that speaks first, as a database does.
-fn greeter(world: &World, name: &str, address: SocketAddr) -> Program {
-    let mut command = Command::new(tools::own("remora-test-endpoint", "tests"));
-    command.args([name, &address.to_string()]);
-    Program::start(world, name, command)
+/// So many of them, `web-FIRST` and on, each at an address of its own.
+async fn greeters(world: &World, first: usize, addresses: &[SocketAddr]) -> Vec<Program> {
+    let mut programs = Vec::new();
+    for (number, address) in addresses.iter().enumerate() {
+        programs.push(greeter(world, &format!("web-{}", first + number), *address).await);
+    }
+    programs
 }
 
 /// Asks on new connections, which any worker may take, until all are answered by endpoints.
@@ -121,9 +123,8 @@ async fn a_vm_that_breaks_is_made_anew_for_requests(world: World, version: Versi
 }
 
 async fn a_vm_that_breaks_is_made_anew_for_connections(world: World, version: Version) {
-    let programs: Vec<_> =
-        (1..=3).map(|n| greeter(&world, &format!("web-{n}"), at(&format!("127.0.1.{n}:9001")))).collect();
-    let endpoints = (1..=programs.len()).map(|n| at(&format!("127.0.1.{n}:9001")));
+    let endpoints = [1, 2, 3].map(|n| at(&format!("127.0.1.{n}:9001")));
+    let _programs = greeters(&world, 1, &endpoints).await;
     let feeder = Feeder::ready(&world, &[web(endpoints)], &[]).await;
     let envoy = Envoy::ready(&world, version, &brittle(&world, "tcp.yaml")).await;
     // Each VM breaks at its tenth connection.
@@ -177,7 +178,7 @@ async fn listeners_that_come_and_go_leave_no_reader_of_the_feed_behind(world: Wo
         feeder.wait_readers(READERS).await;
     }
     // And another configuration in the place of the one that is there.
-    write(&format!("\n{}", replaced(&with, r#""connectTimeout": 1"#, r#""connectTimeout": 2"#)), 100);
+    write(&format!("\n{}", replaced(&with, r#""connectTimeout": 10"#, r#""connectTimeout": 20"#)), 100);
     envoy_has_updated(&envoy).await;
     all_answered("web.shop").await;
     feeder.wait_readers(READERS).await;
@@ -264,7 +265,7 @@ async fn connections_reach_endpoints_with_ipv6_addresses(world: World, version: 
         add_address(ip);
     }
     let addresses = [at("[fd00:1::1]:9001"), at("[fd00:1::2]:9001")];
-    let _programs = [greeter(&world, "web-1", addresses[0]), greeter(&world, "web-2", addresses[1])];
+    let _programs = greeters(&world, 1, &addresses).await;
     let _feeder = Feeder::ready(&world, &[Service::new("web", "fd00::10", addresses)], &[]).await;
     let _envoy = Envoy::ready(&world, version, &envoy::configuration("tcp.yaml")).await;
     served(at(TCP), 2).await;
@@ -283,7 +284,7 @@ async fn connections_reach_endpoints_with_ipv6_addresses(world: World, version: 
         let output = Command::new("nft").arg(rule).output().expect("nftables");
         assert!(output.status.success(), "{rule}: {}", String::from_utf8_lossy(&output.stderr));
     }
-    let _other = greeter(&world, "ordinary", at("[fd00::10]:81"));
+    let _other = greeter(&world, "ordinary", at("[fd00::10]:81")).await;
     served(at("[fd00::10]:80"), 2).await;
     let (answers, failed) = dial(at("[fd00::10]:81"), 10).await;
     assert_eq!((answers.get("ordinary"), failed), (Some(&10), 0), "{answers:?}");
@@ -328,7 +329,7 @@ async fn three_thousand_requests_at_once_are_answered(world: World, version: Ver
 
 async fn a_connection_whose_endpoint_refuses_is_tried_on_another_one(world: World, version: Version) {
     let addresses: Vec<_> = (1..=4).map(|number| at(&format!("127.0.1.{number}:9001"))).collect();
-    let mut programs: Vec<_> = (0..3).map(|n| greeter(&world, &format!("web-{n}"), addresses[n])).collect();
+    let mut programs = greeters(&world, 0, &addresses[..3]).await;
     let service = |balance| Service { balance, ..web(addresses.iter().copied()) };
     let feeder = Feeder::ready(&world, &[service("round-robin")], &[]).await;
     let envoy = Envoy::ready(&world, version, &envoy::configuration("tcp-retry.yaml")).await;
@@ -337,7 +338,7 @@ async fn a_connection_whose_endpoint_refuses_is_tried_on_another_one(world: Worl
     let (answers, failed) = dial(at(TCP), 60).await;
     assert_eq!((answers.len(), failed), (3, 0), "{answers:?}");
     envoy.wait_number("remora_retries_total", |retries| retries > 0).await;
-    assert!(envoy.program.output().contains("endpoint=127.0.1.4:9001"), "{}", envoy.program.state());
+    envoy.wait_log("endpoint=127.0.1.4:9001").await;
     // Nor that one of them dies.
     programs.remove(0).kill();
     let (answers, failed) = dial(at(TCP), 60).await;

@@ -60,12 +60,7 @@ async fn the_module_may_be_fetched_from_the_hub_and_no_other_one_is_taken(world:
     .await;
     drop(envoy);
     let envoy = Envoy::ready(&world, version, &replaced(&text, "SHA256", &"0".repeat(64))).await;
-    let says = "failed to load";
-    wait_until(SOON, &format!("Envoy says {says:?}"), async || match envoy.program.output() {
-        log if log.contains(says) => Ok(()),
-        _ => Err(envoy.program.state()),
-    })
-    .await;
+    envoy.wait_log("failed to load").await;
     let before = server.requests();
     for _ in 0..8 {
         assert!(!asks().await.is_ok_and(|answer| answer.status == 200), "{}", envoy.program.state());
@@ -85,7 +80,8 @@ async fn nothing_fails_while_endpoints_are_rolled(world: World, version: Version
         gateway.wait_used(&used(round)).await;
         // It left both Services, so that nothing new comes to it; what it has, it may finish.
         let left = (round - 1) % ENDPOINTS;
-        wait_more(&load, &requests, 2 * CLIENTS as u64).await;
+        load.wait_through().await;
+        requests.wait_through().await;
         gateway.end(left).await;
         wait_more(&load, &requests, 20).await;
         gateway.start(&world, left).await;
@@ -115,16 +111,16 @@ async fn no_request_fails_while_endpoints_are_killed_and_few_connections_do(worl
     wait_more(&load, &requests, 100).await;
     let (mut unanswered, mut open) = (0, 0);
     for number in [1, 3] {
-        open += load.open();
-        unanswered += gateway.kill(number, ON_THEIR_WAY).await;
+        let met = gateway.kill(number, ON_THEIR_WAY, &load).await;
+        (unanswered, open) = (unanswered + met.0, open + met.1);
         wait_more(&load, &requests, 300).await;
     }
-    let failed_connects =
-        gateway.envoy.number("cluster.remora-tcp.upstream_cx_connect_fail").await.expect("a number");
     for number in [1, 3] {
         gateway.start(&world, number).await;
     }
     let (report, answers) = (load.stop(), requests.stop().await);
+    let failed_connects =
+        gateway.envoy.number("cluster.remora-tcp.upstream_cx_connect_fail").await.expect("a number");
     gateway.wait_used(&all).await;
     assert!(unanswered > 0, "none was on its way to who was killed: this proves nothing");
     answers.assert_none_failed();
