@@ -11,7 +11,9 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::Command;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
@@ -43,19 +45,24 @@ pub const PASS: u8 = 0x29;
 /// Every signal.
 pub const SIGNALS: [u8; 5] = [ALIVE, SERVE, REFUSE, DROP, PASS];
 
+/// So long after the last heartbeat, nothing is captured any more.
+const LAPSED: Duration = Duration::from_secs(5);
+
 /// A Pod and the node that it is on.
 pub struct Stand {
     /// The Pod's network.
     pub pod: Host,
     /// The server behind the Service, by the node's own means.
     pub node: Program,
+    /// Somebody tells the rules all the time that the sidecar is alive.
+    beats: Arc<AtomicBool>,
 }
 
 /// Owning one means that captured connections are taken; dropping it is the sidecar's death.
 pub struct Captor(JoinHandle<()>);
 
 /// Owning one means that the rules are told that the sidecar is alive.
-pub struct Heartbeat(JoinHandle<()>);
+pub struct Heartbeat(JoinHandle<()>, Arc<AtomicBool>);
 
 /// The Service at a port, in both families.
 pub fn service(port: u16) -> [SocketAddr; 2] {
@@ -80,7 +87,7 @@ impl Stand {
             false => Err(node.state()),
         })
         .await;
-        Stand { pod, node }
+        Stand { pod, node, beats: Arc::default() }
     }
 
     /// Runs `remora capture` in the Pod.
@@ -120,6 +127,7 @@ impl Stand {
     pub async fn clients(&self, port: u16) -> Vec<Client> {
         let mut clients = Vec::new();
         for to in service(port) {
+            self.beat();
             let client = Client::open(&self.pod, ROOT, to).await;
             clients.push(client.unwrap_or_else(|error| panic!("{to}: {error}")));
         }
@@ -137,6 +145,17 @@ impl Stand {
             let sent = inside::send(&self.pod, SIDECAR, to, dscp);
             let error = sent.expect_err("a signal does not leave");
             assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{to}: {error}");
+        }
+    }
+
+    /// Beats once more, if there is a heartbeat: one that is late, on a machine that stood still, has lapsed for whoever
+    /// connects right then.
+    pub fn beat(&self) {
+        if self.beats.load(Ordering::Relaxed) {
+            for to in service(9) {
+                // EPERM where the family is captured.
+                let _ = inside::send(&self.pod, SIDECAR, to, ALIVE);
+            }
         }
     }
 
@@ -166,7 +185,7 @@ impl Stand {
         let sockets = service(9).map(|to| {
             (to, inside::udp(&self.pod, SIDECAR, to.ip(), ALIVE).expect("a socket of the sidecar's user"))
         });
-        let heartbeat = Heartbeat(tokio::spawn(async move {
+        let beating = tokio::spawn(async move {
             let mut ticks = interval(Duration::from_secs(1));
             loop {
                 ticks.tick().await;
@@ -175,16 +194,31 @@ impl Stand {
                     let _ = socket.send_to(b"", to);
                 }
             }
-        }));
+        });
+        self.beats.store(true, Ordering::Relaxed);
+        let heartbeat = Heartbeat(beating, self.beats.clone());
         self.wait_shown("alive", true).await;
         [80, 81].into_iter().for_each(|port| self.signal(SERVE, port));
         heartbeat
     }
 
     /// Ends a heartbeat, and returns when the rules have noticed.
+    ///
+    /// # Panics
+    /// When who looks five seconds later still sees it alive.
     pub async fn lapse(&self, heartbeat: Heartbeat) {
         drop(heartbeat);
-        self.wait_shown("alive", false).await;
+        let last = Instant::now();
+        for family in 0..2 {
+            loop {
+                let looked = last.elapsed();
+                let shown = self.show(family).await;
+                if shown["alive"] == false {
+                    break;
+                }
+                assert!(looked < LAPSED, "after {looked:?}: {shown}");
+            }
+        }
     }
 }
 
@@ -207,6 +241,7 @@ impl Drop for Captor {
 
 impl Drop for Heartbeat {
     fn drop(&mut self) {
+        self.1.store(false, Ordering::Relaxed);
         self.0.abort();
     }
 }

@@ -24,7 +24,7 @@ use crate::Host;
 pub const ROOT: u32 = 0;
 
 /// What is answered at all is answered within this time.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs `make` in a host, as a user.
 ///

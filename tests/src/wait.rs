@@ -3,6 +3,9 @@
 //! In: a deadline, what is waited for, and how to look. Out: what was looked for, or a panic that
 //! tells the last state seen. It never returns without the condition.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// Between two looks. Looking costs a request or a process, so not much shorter.
@@ -34,5 +37,36 @@ pub fn wait_until<T>(
             }
             tokio::time::sleep(PAUSE).await;
         }
+    }
+}
+
+/// A clock that stands still while the machine does, for promises that are times of the kernel's. Owning one means that
+/// it runs.
+pub struct Calm(Arc<AtomicU64>);
+
+impl Calm {
+    /// How fine it is.
+    const TICK: Duration = Duration::from_millis(10);
+    /// A tick that takes longer was a stop.
+    const LATE: Duration = Duration::from_millis(50);
+
+    /// Starts one.
+    pub fn start() -> Calm {
+        let ran = Arc::<AtomicU64>::default();
+        let weak = Arc::downgrade(&ran);
+        thread::spawn(move || {
+            while let Some(ran) = weak.upgrade() {
+                let tick = Instant::now();
+                thread::sleep(Calm::TICK);
+                let took = tick.elapsed().min(Calm::LATE);
+                ran.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
+            }
+        });
+        Calm(ran)
+    }
+
+    /// For how long it has run.
+    pub fn elapsed(&self) -> Duration {
+        Duration::from_micros(self.0.load(Ordering::Relaxed))
     }
 }
