@@ -13,7 +13,6 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use futures::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::signal::unix::{SignalKind, signal};
@@ -86,13 +85,24 @@ async fn serve(greeting: Greeting, addresses: &[String]) -> io::Result<()> {
         }
     }
     for listener in listeners {
-        while let Some(connection) = listener.accept().now_or_never() {
-            start(connection, &counts, &greeting, &mut open);
+        // Asked of the kernel itself: the runtime tells only of what it has heard of.
+        let listener = listener.into_std()?;
+        loop {
+            let accepted = match listener.accept() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                accepted => accepted,
+            };
+            start(accepted.and_then(of_runtime), &counts, &greeting, &mut open);
         }
     }
     while open.join_next().await.is_some() {}
     println!(r#"{{"accepted":{},"served":{}}}"#, counts.accepted.get(), counts.served.get());
     Ok(())
+}
+
+fn of_runtime((stream, client): (std::net::TcpStream, SocketAddr)) -> io::Result<(TcpStream, SocketAddr)> {
+    stream.set_nonblocking(true)?;
+    Ok((TcpStream::from_std(stream)?, client))
 }
 
 fn start(
