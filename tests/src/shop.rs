@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::{Cluster, Namespace, Pod, Sidecar, World, load, wait_until};
 
 /// How soon a change must be everywhere, on a busy machine.
-pub const SOON: Duration = Duration::from_secs(30);
+pub const SOON: Duration = Duration::from_secs(60);
 
 /// The controllers back off for up to half a minute after an API server that was killed.
 const CONTROLLER: Duration = Duration::from_secs(120);
