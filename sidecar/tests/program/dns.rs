@@ -4,7 +4,6 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use crate::folder::Folder;
 use crate::sidecar::{PATIENCE, Sidecar, run, text, until};
@@ -180,7 +179,14 @@ fn garbage_and_floods_cost_nothing() {
         let answer = dig(dns, &["+short", "+tcp", "web.shop.svc.cluster.local"]);
         if answer == "10.96.0.10\n" { Ok(()) } else { Err(answer) }
     });
-    assert!(world.metric("remora_dns_dropped_total") > 1_000);
+    // How many of them come so far depends on who is faster: the kernel keeps only some hundred of them.
+    until("a thousand are dropped", || {
+        (0..500).for_each(|_| drop(socket.send_to(&[0xff; 40], dns)));
+        match world.metric("remora_dns_dropped_total") {
+            1_001.. => Ok(()),
+            dropped => Err(dropped.to_string()),
+        }
+    });
     assert!(!world.cluster.log().contains("panicked") && !world.dns.log().contains("panicked"));
     let resident = |page: &str| {
         let line = page.lines().find_map(|line| line.strip_prefix("process_resident_memory_bytes "));
@@ -238,7 +244,7 @@ fn a_successor_takes_over_and_no_question_is_lost() {
     let dns = first.dns.unwrap();
     let ask = || {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(4))).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket.send_to(&query(7)[2..], dns).unwrap();
         let mut answer = [0; 512];
         let length = socket.recv(&mut answer).map_err(|error| error.to_string())?;

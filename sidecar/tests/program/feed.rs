@@ -141,8 +141,12 @@ fn a_server_that_is_gone_takes_nothing_away_and_one_that_starts_again_is_found()
     folder.put_web(&IPS[1..], port);
     let _second = hub(&folder.source(), &place);
     fed.wait_for_endpoints(&IPS[1..]);
-    let broken = exposition::read(&fed.health("/metrics").1)["remora_source_streams_broken"];
-    assert_eq!(broken, 0.0);
+    until("no stream is broken", || {
+        match exposition::read(&fed.health("/metrics").1)["remora_source_streams_broken"] {
+            0.0 => Ok(()),
+            broken => Err(broken.to_string()),
+        }
+    });
 }
 
 /// What a server of `feed` sends on one connection, as bytes of HTTP and of the body.
@@ -274,9 +278,14 @@ fn a_grpc_stream_brings_the_frames_and_takes_other_subscriptions() {
         let mut unknown = Call::open(address(&hub), "/remora.Feed/Other", &web.encode()).await;
         assert_eq!(unknown.end().await, "12");
     });
-    let samples = exposition::read(&hub.health("/metrics").1);
-    assert_eq!(samples["remora_feed_resets_total{reason=\"malformed\"}"], 1.0);
-    assert_eq!(samples["remora_feed_snapshots_total"], 3.0);
+    until("all is counted", || {
+        let samples = exposition::read(&hub.health("/metrics").1);
+        let of = |name| samples[name];
+        match ["remora_feed_resets_total{reason=\"malformed\"}", "remora_feed_snapshots_total"].map(of) {
+            [1.0, 3.0] => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
 }
 
 const OTHERS: &str = "{apiVersion: v1, kind: Service, metadata: {name: api, namespace: bank}, spec: {clusterIP: \
@@ -391,12 +400,17 @@ fn a_server_that_stops_in_mid_stream_is_given_up_and_found_again() {
     });
     let age = of("remora_table_age_seconds");
     assert!(age >= silent, "the table is {age} s old after {silent} s of silence");
-    assert!(of("remora_source_streams_broken") > 0.0);
+    until("the stream is broken", || match of("remora_source_streams_broken") {
+        0.0 => Err("none is".to_owned()),
+        _ => Ok(()),
+    });
     assert_eq!(fed.health("/readyz").0, 200);
     hub.signal(rustix::process::Signal::CONT);
     fed.wait_for_endpoints(&IPS[1..]);
-    assert!(of("remora_table_age_seconds") < silent);
-    assert_eq!(of("remora_source_streams_broken"), 0.0);
+    until("all is well", || match ["remora_table_age_seconds", "remora_source_streams_broken"].map(of) {
+        [age, 0.0] if age < silent => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
 }
 
 #[test]

@@ -89,9 +89,13 @@ fn nobody_notices_when_a_server_dies() {
     assert_eq!(answers.keys().collect::<Vec<_>>(), [IPS[0], IPS[2]], "{answers:?}");
     assert_eq!(answers.values().sum::<usize>(), 60);
 
-    let shown = text(&sidecar.command(&["endpoints", "shop/web"]).stdout);
-    let line = shown.lines().find(|line| line.contains(IPS[1])).unwrap();
-    assert!(line.contains("put aside for"), "{shown}");
+    // For a while, and for longer with each further client that meets it.
+    until("it is put aside", || {
+        spread(&sidecar, 10);
+        let shown = text(&sidecar.command(&["endpoints", "shop/web"]).stdout);
+        let line = shown.lines().find(|line| line.contains(IPS[1])).unwrap();
+        if line.contains("put aside for") { Ok(()) } else { Err(shown) }
+    });
 }
 
 #[test]
