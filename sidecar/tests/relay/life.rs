@@ -92,7 +92,7 @@ fn one_connection_more_than_allowed_is_reset_and_the_others_stay() {
     let mut open: Vec<TcpStream> = (0..3).map(|_| world.connect()).collect();
     open.iter_mut().for_each(|client| assert_eq!(name(client), b'a'));
     (0..5).for_each(|_| assert_reset(&mut world.connect()));
-    assert_eq!((world.counts().limited, world.counts().opened), (5, 3));
+    world.reaches("all are counted", |counts| (counts.limited, counts.opened) == (5, 3));
     for client in &mut open {
         client.write_all(b"x").unwrap();
         assert_eq!(name(client), b'x');

@@ -8,7 +8,9 @@ use selection::{Kind, Port, Protocol, Service};
 use sidecar::tcp::{Entrance, NodePort};
 use socket2::{Domain, Socket, Type};
 
-use crate::world::{World, endpoint, eventually, name, named, named_v6, patient, refusing, service};
+use crate::world::{
+    DEADLINE, World, endpoint, eventually, name, named, named_v6, patient, refusing, service,
+};
 
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
@@ -69,7 +71,7 @@ fn a_drain_closes_what_was_opened_and_opens_nothing_more() {
     let mut open = connect(address);
     assert_eq!(name(&mut open), b'd');
     std::thread::scope(|scope| {
-        let drained = scope.spawn(|| world.drain(Duration::from_secs(20)));
+        let drained = scope.spawn(|| world.drain(DEADLINE));
         let refused = |what: &str, address: SocketAddr| {
             eventually(what, || match TcpStream::connect(address) {
                 Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),

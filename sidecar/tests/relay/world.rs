@@ -16,7 +16,7 @@ use socket2::{Domain, Socket, Type};
 use watcher::Tables;
 
 /// Longer than anything that is waited for takes.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// See the module.
 pub(crate) struct World {
