@@ -11,7 +11,7 @@ use selection::{Here, Row, ServiceName, Table};
 use watcher::{Scope, Source, Status, Watch};
 
 /// Long enough for a busy machine.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 /// A folder of its own for each test.
 struct Folder(PathBuf);
@@ -335,7 +335,7 @@ async fn a_file_that_breaks_keeps_its_last_good_objects() {
     serves(&watch, "api", &[2]).await;
     folder.replace("web.yaml", "kind: [");
     status(&watch, "the mistake is counted", |s| {
-        s.skipped.iter().any(|(_, reason, n)| (*reason, *n) == ("syntax", 1))
+        s.skipped.iter().any(|(_, reason, n)| *reason == "syntax" && *n >= 1)
     })
     .await;
     folder.replace("web.yaml", &format!("{}---\nkind: [\n", both("web", 1, &[5])));
