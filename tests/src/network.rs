@@ -238,8 +238,10 @@ pub(crate) fn bridge() {
 }
 
 /// Room for many short connections between two addresses: 28,000 ports that rest for a minute each
-/// would end a test of 500 connections a second after 56 seconds.
-const PORTS: &str = "echo 1024 65535 >/proc/sys/net/ipv4/ip_local_port_range && \
+/// would end a test of 500 connections a second after 56 seconds. No port on which a program of a
+/// test listens is among them, since a connection could have it when the program starts.
+const PORTS: &str = "echo 16000 64000 >/proc/sys/net/ipv4/ip_local_port_range && \
+                     echo 30000-32767 >/proc/sys/net/ipv4/ip_local_reserved_ports && \
                      echo 1 >/proc/sys/net/ipv4/tcp_tw_reuse";
 
 /// What makes a host a router.
