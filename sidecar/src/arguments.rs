@@ -209,12 +209,13 @@ pub struct HubArguments {
     /// /filter.wasm.sha256
     #[arg(long, env = "REMORA_ASSETS", value_name = "FOLDER")]
     pub assets: Option<PathBuf>,
-    /// Where to answer the API server, by TLS, which Pods get a sidecar: POST /inject
-    #[arg(long, env = "REMORA_WEBHOOK", value_name = "ADDRESS:PORT", requires = "webhook_certificate")]
+    /// Where to answer the API server, by TLS, which Pods get a sidecar: POST /inject; needs --certificate
+    #[arg(long, env = "REMORA_WEBHOOK", value_name = "ADDRESS:PORT")]
     pub webhook: Option<String>,
-    /// A folder with tls.crt and tls.key, as a Secret of type kubernetes.io/tls has them; read again when it changes
-    #[arg(long, env = "REMORA_WEBHOOK_CERTIFICATE", value_name = "FOLDER")]
-    pub webhook_certificate: Option<PathBuf>,
+    /// What is shown to whoever connects by TLS: a folder with tls.crt and tls.key, as a Secret of type
+    /// kubernetes.io/tls has them; read again when it changes
+    #[arg(long, env = "REMORA_CERTIFICATE", value_name = "FOLDER")]
+    pub certificate: Option<PathBuf>,
     /// What those Pods get.
     #[command(flatten)]
     pub injected: InjectedArguments,

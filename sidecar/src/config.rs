@@ -114,7 +114,9 @@ pub struct Hub {
     pub feed: feed::Address,
     /// The folder of the files that are served beside it.
     pub assets: Option<PathBuf>,
-    /// Where the API server asks what Pods get.
+    /// The folder of the certificate that is shown by TLS.
+    pub certificate: Option<PathBuf>,
+    /// Where the API server asks what Pods get; never without a certificate.
     pub webhook: Option<Webhook>,
     /// Where the kubelet and Prometheus ask.
     pub health: Option<SocketAddr>,
@@ -131,8 +133,6 @@ pub struct Hub {
 pub struct Webhook {
     /// Where it asks.
     pub address: SocketAddr,
-    /// The folder of the certificate.
-    pub certificate: PathBuf,
     /// What they get.
     pub settings: crate::inject::Settings,
 }
@@ -208,11 +208,14 @@ impl Hub {
     /// The first thing that is wrong.
     pub fn new(typed: HubArguments, in_pod: bool) -> Result<Self, Error> {
         let (health, admin) = control(typed.health.as_deref(), typed.admin.as_deref(), in_pod)?;
+        let certificate = path(typed.certificate);
+        let webhook = webhook(typed.webhook.as_deref(), certificate.is_some(), typed.injected)?;
         Ok(Self {
             source: source("source", &typed.source)?,
             feed: feed_place(&typed.feed)?,
             assets: path(typed.assets),
-            webhook: webhook(typed.webhook.as_deref(), typed.webhook_certificate, typed.injected)?,
+            certificate,
+            webhook,
             health,
             admin,
             log_format: typed.log_format,
@@ -261,13 +264,14 @@ fn control(
 
 fn webhook(
     typed: Option<&str>,
-    certificate: Option<PathBuf>,
+    has_certificate: bool,
     injected: InjectedArguments,
 ) -> Result<Option<Webhook>, Error> {
-    let address = address("webhook", typed, "off", "[::]:64106")?;
-    let certificate = path(certificate);
-    let (Some(address), Some(certificate)) = (address, certificate) else { return Ok(None) };
-    Ok(Some(Webhook { address, certificate, settings: inject::settings(injected)? }))
+    match address("webhook", typed, "off", "[::]:64106")? {
+        None => Ok(None),
+        Some(address) if !has_certificate => Err(Error::WebhookWithoutCertificate(address)),
+        Some(address) => Ok(Some(Webhook { address, settings: inject::settings(injected)? })),
+    }
 }
 
 fn level(text: &str) -> Result<String, Error> {

@@ -9,6 +9,7 @@ use watcher::Scope;
 use watcher::kubernetes::Namespaces;
 
 use crate::admin::Admin;
+use crate::certificate::Certificate;
 use crate::config::Hub;
 use crate::ending::{self, Asked};
 use crate::feed::{self, Feed};
@@ -45,14 +46,16 @@ async fn serve(config: Hub) -> Result<(), Error> {
     let health = config.health.map(|address| bind("health", address)).transpose()?;
     let admin = config.admin.map(|address| bind("admin", address)).transpose()?;
 
-    let webhook = match config.webhook {
+    let certificate = config.certificate.as_deref().map(Certificate::read).transpose()?.map(Arc::new);
+
+    let webhook = match config.webhook.zip(certificate.as_ref()) {
         None => None,
-        Some(webhook) => {
+        Some((webhook, certificate)) => {
             let is_kube = matches!(config.source, watcher::Source::Kube(_));
             let namespaces =
                 if is_kube { Some(Namespaces::new().await.map_err(watcher::Error::from)?) } else { None };
             let listener = bind("webhook", webhook.address)?;
-            Some((Webhook::new(webhook.settings, namespaces, &webhook.certificate)?, listener))
+            Some((Webhook::new(webhook.settings, namespaces), listener, certificate.acceptor()?))
         }
     };
 
@@ -61,10 +64,13 @@ async fn serve(config: Hub) -> Result<(), Error> {
     announce(&[], &[], &[], Some(&listener), health.as_ref(), admin.as_ref());
     let feed = Feed::new(watch.clone(), assets);
     let traffic = Arc::new(Traffic::default());
-    let admissions = webhook.as_ref().map(|(webhook, _)| webhook.counts());
-    if let Some((webhook, listener)) = webhook {
+    let admissions = webhook.as_ref().map(|(webhook, ..)| webhook.counts());
+    if let Some(certificate) = certificate {
+        tokio::spawn(async move { certificate.follow().await });
+    }
+    if let Some((webhook, listener, tls)) = webhook {
         tracing::info!(address = %listener.local_addr().map_err(|error| Error::System("listen", error))?, "answering admissions");
-        tokio::spawn(webhook.serve(listener));
+        tokio::spawn(webhook.serve(listener, tls));
     }
     if let Some(listener) = health {
         let metrics = Metrics::new(watch.clone(), Arc::clone(&traffic), Vec::new(), origin);

@@ -2,7 +2,6 @@
 //! the same, in which every Pod and every template of Pods has its two containers more; and a report of what was done,
 //! what was skipped, and why. Never touches a byte of anything else, not even a comment.
 
-mod certificate;
 mod container;
 mod edit;
 mod pod;
@@ -18,7 +17,6 @@ use std::path::PathBuf;
 use serde_json::{Map, Value};
 use watcher::manifests::document::{documents, value};
 
-pub use certificate::Error as CertificateError;
 pub use pod::{Additions, Around, Settings, Skip, additions};
 pub use webhook::{Counts, Webhook};
 

@@ -6,6 +6,7 @@ pub mod ask;
 pub mod balancer;
 pub mod capabilities;
 pub mod capture;
+pub mod certificate;
 pub mod config;
 pub mod dns;
 pub mod ending;

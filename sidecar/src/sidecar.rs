@@ -37,7 +37,7 @@ use crate::metrics::Metrics;
 use crate::signals::{self, Capturing};
 use crate::tcp::{self, Entrance, Listen, StandIn};
 use crate::traffic::Traffic;
-use crate::{balancer, capabilities, inject, logs, node};
+use crate::{balancer, capabilities, certificate, logs, node};
 
 /// Why the sidecar does not start.
 #[derive(Debug, thiserror::Error)]
@@ -60,9 +60,9 @@ pub enum Error {
     /// The DNS.
     #[error(transparent)]
     Dns(#[from] dns::Error),
-    /// The webhook.
+    /// What is shown by TLS.
     #[error(transparent)]
-    Webhook(#[from] inject::CertificateError),
+    Certificate(#[from] certificate::Error),
     /// The process before or after this one.
     #[error(transparent)]
     Handover(#[from] handover::Error),

@@ -211,7 +211,7 @@ impl Hub {
         let mut command = host.command(tools::own("remora", "sidecar"));
         let address = SocketAddr::new(host.ip4().into(), 8443);
         command.env("KUBECONFIG", kubeconfig).args(["hub", "--source", "kube", "--feed", "127.0.0.1:64105"]);
-        command.args(["--webhook", &address.to_string(), "--webhook-certificate"]).arg(&certificate);
+        command.args(["--webhook", &address.to_string(), "--certificate"]).arg(&certificate);
         command.args(["--services", &SERVICES.join(",")]);
         let program = Program::start(world, host.name(), command);
         let configurations: Api<MutatingWebhookConfiguration> = Api::all(namespace.client.clone());
@@ -342,7 +342,7 @@ async fn a_certificate_is_replaced_without_a_gap(world: World) {
     wait_until(SOON, "the hub has the new one", async || {
         all_are_injected("all is there").await;
         let log = hub.program.state();
-        if log.contains("the webhook has a new certificate") { Ok(()) } else { Err(log) }
+        if log.contains("there is a new certificate") { Ok(()) } else { Err(log) }
     })
     .await;
     hub.trust(&namespace, new, "new").await;

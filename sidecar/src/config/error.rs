@@ -38,6 +38,12 @@ pub enum Error {
          address such as 127.0.0.1:64105, or unix:PATH"
     )]
     FeedNotLoopback(SocketAddr),
+    /// A webhook that has nothing to show.
+    #[error(
+        "--webhook {0} is asked by TLS, and there is no certificate to show; name a folder with tls.crt and tls.key \
+         with --certificate"
+    )]
+    WebhookWithoutCertificate(SocketAddr),
     /// A DNS on every address.
     #[error(
         "--dns {0} is every address of this machine, and an answer might leave from another one than was asked; name \

@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::TcpListener;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,10 +16,8 @@ use hyper_util::server::conn::auto::Builder;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
 use watcher::kubernetes::Namespaces;
 
-use super::certificate::{self, Certificate};
 use super::pod::{Around, Settings};
 use super::review::review;
 
@@ -57,22 +54,13 @@ pub struct Webhook {
     settings: Settings,
     /// How namespaces are labelled; without an API server nobody knows, and nothing is demanded.
     namespaces: Option<Namespaces>,
-    certificate: Arc<Certificate>,
     counts: Arc<Counts>,
 }
 
 impl Webhook {
-    /// One that shows the certificate in `folder`.
-    ///
-    /// # Errors
-    /// If that cannot be used.
-    pub fn new(
-        settings: Settings,
-        namespaces: Option<Namespaces>,
-        folder: &Path,
-    ) -> Result<Self, certificate::Error> {
-        let certificate = Arc::new(Certificate::read(folder)?);
-        Ok(Self { settings, namespaces, certificate, counts: Arc::default() })
+    /// One that gives Pods what `settings` say, if `namespaces` allow it.
+    pub fn new(settings: Settings, namespaces: Option<Namespaces>) -> Self {
+        Self { settings, namespaces, counts: Arc::default() }
     }
 
     /// What it did.
@@ -80,24 +68,13 @@ impl Webhook {
         Arc::clone(&self.counts)
     }
 
-    /// Answers until the future is dropped.
+    /// Answers by `tls` until the future is dropped.
     ///
     /// # Errors
-    /// If the listener, or TLS, is no good.
-    pub async fn serve(self, listener: TcpListener) -> std::io::Result<Infallible> {
+    /// If the runtime has no place for the listener.
+    pub async fn serve(self, listener: TcpListener, tls: TlsAcceptor) -> std::io::Result<Infallible> {
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let resolver = Arc::clone(&self.certificate);
-        let mut config = ServerConfig::builder_with_provider(Arc::new(
-            tokio_rustls::rustls::crypto::ring::default_provider(),
-        ))
-        .with_safe_default_protocol_versions()
-        .map_err(std::io::Error::other)?
-        .with_no_client_auth()
-        .with_cert_resolver(resolver);
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        let (tls, places) = (TlsAcceptor::from(Arc::new(config)), Arc::new(Semaphore::new(CONNECTIONS)));
-        let certificate = Arc::clone(&self.certificate);
-        tokio::spawn(async move { certificate.follow().await });
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
         let webhook = Arc::new(self);
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { continue };

@@ -82,9 +82,9 @@ fn a_webhook_without_a_certificate_that_works_does_not_start() {
         (output.status.code(), text(&output.stderr))
     };
     let (code, said) = hub(&[]);
-    assert!(code == Some(2) && said.contains("--webhook-certificate <FOLDER>"), "{said}");
+    assert!(code == Some(2) && said.contains("no certificate to show; name a folder"), "{said}");
     for (name, content) in [("tls.crt", "nothing"), ("tls.key", "nothing either")] {
-        let (code, said) = hub(&["--webhook-certificate", &certificate]);
+        let (code, said) = hub(&["--certificate", &certificate]);
         assert!(
             code == Some(1) && said.contains(&certificate) && said.contains("PEM, as a Secret"),
             "{said}"

@@ -1,12 +1,14 @@
-//! The certificate of the webhook, from files that somebody else renews, such as a mounted Secret. In: a folder with
-//! `tls.crt` and `tls.key`. Out: what TLS shows to clients, at every moment the newest that is whole. Never lets go of one
-//! that works.
+//! The certificate of this process, from files that somebody else renews, such as a mounted Secret. In: a folder with
+//! `tls.crt` and `tls.key`. Out: TLS that shows clients, at every handshake, the newest that is whole. Never lets go of
+//! one that works.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio_rustls::rustls::crypto::ring::sign::any_supported_type;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring::{default_provider, sign::any_supported_type};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::{ClientHello, ResolvesServerCert};
@@ -18,8 +20,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Why a certificate cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "cannot use the certificate in {folder} for --webhook: {cause}; put tls.crt and tls.key there, PEM, as a Secret of \
-     type kubernetes.io/tls has them"
+    "cannot use the certificate in {folder} for --certificate: {cause}; put tls.crt and tls.key there, PEM, as a \
+     Secret of type kubernetes.io/tls has them"
 )]
 pub struct Error {
     folder: PathBuf,
@@ -28,7 +30,7 @@ pub struct Error {
 
 /// The certificate in use.
 #[derive(Debug)]
-pub(super) struct Certificate {
+pub struct Certificate {
     folder: PathBuf,
     current: RwLock<Arc<CertifiedKey>>,
 }
@@ -38,13 +40,27 @@ impl Certificate {
     ///
     /// # Errors
     /// If there is none that can be used.
-    pub(super) fn read(folder: &Path) -> Result<Self, Error> {
+    pub fn read(folder: &Path) -> Result<Self, Error> {
         let current = RwLock::new(Arc::new(certified(folder)?));
         Ok(Self { folder: folder.to_owned(), current })
     }
 
+    /// TLS for HTTP, 2 and 1.1, that shows what is current when a handshake begins.
+    ///
+    /// # Errors
+    /// Of the same kind, if TLS cannot be set up.
+    pub fn acceptor(self: &Arc<Self>) -> Result<TlsAcceptor, Error> {
+        let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|why| Error { folder: self.folder.clone(), cause: why.to_string() })?
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::<Self>::clone(self));
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(TlsAcceptor::from(Arc::new(config)))
+    }
+
     /// Takes over what is new in the folder, for ever.
-    pub(super) async fn follow(&self) {
+    pub async fn follow(&self) {
         let mut told = String::new();
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
@@ -52,7 +68,7 @@ impl Certificate {
                 Ok(new) => {
                     told.clear();
                     if new.cert != self.current().cert {
-                        tracing::info!(folder = %self.folder.display(), "the webhook has a new certificate");
+                        tracing::info!(folder = %self.folder.display(), "there is a new certificate");
                         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
                     }
                 }
