@@ -213,9 +213,17 @@ pub struct HubArguments {
     #[arg(long, env = "REMORA_WEBHOOK", value_name = "ADDRESS:PORT")]
     pub webhook: Option<String>,
     /// What is shown to whoever connects by TLS: a folder with tls.crt and tls.key, as a Secret of type
-    /// kubernetes.io/tls has them; read again when it changes
-    #[arg(long, env = "REMORA_CERTIFICATE", value_name = "FOLDER")]
-    pub certificate: Option<PathBuf>,
+    /// kubernetes.io/tls has them; or a Secret in which hubs keep an authority and a certificate of their own. Either is
+    /// followed
+    #[arg(long, env = "REMORA_CERTIFICATE", value_name = "FOLDER|secret:[NAMESPACE/]NAME")]
+    pub certificate: Option<String>,
+    /// A name or address by which it is called, for a certificate of its own, such as remora.remora.svc. Repeatable, or
+    /// separated by commas
+    #[arg(long, env = "REMORA_CERTIFICATE_NAME", value_name = "NAME", value_delimiter = ',')]
+    pub certificate_name: Vec<String>,
+    /// The MutatingWebhookConfiguration whose caBundle shall have the certificate's authority
+    #[arg(long, env = "REMORA_WEBHOOK_CONFIGURATION", value_name = "NAME")]
+    pub webhook_configuration: Option<String>,
     /// What those Pods get.
     #[command(flatten)]
     pub injected: InjectedArguments,

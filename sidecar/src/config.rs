@@ -33,6 +33,7 @@ use crate::arguments::{
     SidecarArguments,
 };
 use crate::capture::merged;
+use crate::certificate;
 use crate::dns;
 use crate::node;
 use crate::tcp::Listen;
@@ -114,8 +115,10 @@ pub struct Hub {
     pub feed: feed::Address,
     /// The folder of the files that are served beside it.
     pub assets: Option<PathBuf>,
-    /// The folder of the certificate that is shown by TLS.
-    pub certificate: Option<PathBuf>,
+    /// Where the certificate is that is shown by TLS.
+    pub certificate: Option<certificate::Place>,
+    /// The MutatingWebhookConfiguration that shall trust it.
+    pub webhook_configuration: Option<String>,
     /// Where the API server asks what Pods get; never without a certificate.
     pub webhook: Option<Webhook>,
     /// Where the kubelet and Prometheus ask.
@@ -208,13 +211,14 @@ impl Hub {
     /// The first thing that is wrong.
     pub fn new(typed: HubArguments, in_pod: bool) -> Result<Self, Error> {
         let (health, admin) = control(typed.health.as_deref(), typed.admin.as_deref(), in_pod)?;
-        let certificate = path(typed.certificate);
+        let certificate = certificate_place(typed.certificate.as_deref(), typed.certificate_name)?;
         let webhook = webhook(typed.webhook.as_deref(), certificate.is_some(), typed.injected)?;
         Ok(Self {
             source: source("source", &typed.source)?,
             feed: feed_place(&typed.feed)?,
             assets: path(typed.assets),
             certificate,
+            webhook_configuration: typed.webhook_configuration.filter(|name| !name.is_empty()),
             webhook,
             health,
             admin,
@@ -260,6 +264,26 @@ fn control(
         Some(open) => Err(Error::AdminNotLoopback(open)),
         None => Ok((health, admin)),
     }
+}
+
+fn certificate_place(typed: Option<&str>, names: Vec<String>) -> Result<Option<certificate::Place>, Error> {
+    let names: Vec<String> = names.into_iter().filter(|name| !name.is_empty()).collect();
+    let Some(typed) = typed.filter(|typed| !typed.is_empty()) else { return Ok(None) };
+    let Some(secret) = typed.strip_prefix("secret:") else {
+        return Ok(Some(certificate::Place::Folder(typed.into())));
+    };
+    let (namespace, name) = match secret.split_once('/') {
+        Some((namespace, name)) => (Some(namespace), name),
+        None => (None, secret),
+    };
+    if name.is_empty() || namespace.is_some_and(str::is_empty) {
+        return Err(Error::Certificate(typed.to_owned()));
+    }
+    if names.is_empty() {
+        return Err(Error::CertificateWithoutName(typed.to_owned()));
+    }
+    let namespace = namespace.map(str::to_owned);
+    Ok(Some(certificate::Place::Secret { namespace, name: name.to_owned(), names }))
 }
 
 fn webhook(

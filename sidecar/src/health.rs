@@ -11,6 +11,7 @@ use selection::Family;
 use serde_json::json;
 use watcher::{Status, Watch};
 
+use crate::certificate::Certificate;
 use crate::http::{Answer, Answers, Asked};
 use crate::metrics::{self, Metrics};
 
@@ -41,6 +42,8 @@ pub struct Health {
     pub draining: Draining,
     /// Connections are served before there is a table, by others.
     pub is_ready_without_table: bool,
+    /// What readers and the API server are shown, if there is such a thing.
+    pub certificate: Option<Arc<Certificate>>,
     /// The families in which node ports are served; none unless this is `remora node`.
     pub node: Vec<Family>,
 }
@@ -92,6 +95,9 @@ impl Health {
         }
         if !self.is_ready_without_table && !self.watch.tables.is_synced() {
             return unready(waiting(&self.watch.status()));
+        }
+        if let Some(why) = self.certificate.as_ref().and_then(|certificate| certificate.waiting()) {
+            return unready(why);
         }
         Answer::text(StatusCode::OK, "ok")
     }

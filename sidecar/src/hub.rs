@@ -46,7 +46,12 @@ async fn serve(config: Hub) -> Result<(), Error> {
     let health = config.health.map(|address| bind("health", address)).transpose()?;
     let admin = config.admin.map(|address| bind("admin", address)).transpose()?;
 
-    let certificate = config.certificate.as_deref().map(Certificate::read).transpose()?.map(Arc::new);
+    let certificate = match config.certificate {
+        Some(place) => {
+            Some(Arc::new(Certificate::new(place, config.webhook_configuration.as_deref()).await?))
+        }
+        None => None,
+    };
 
     let webhook = match config.webhook.zip(certificate.as_ref()) {
         None => None,
@@ -65,7 +70,7 @@ async fn serve(config: Hub) -> Result<(), Error> {
     let feed = Feed::new(watch.clone(), assets);
     let traffic = Arc::new(Traffic::default());
     let admissions = webhook.as_ref().map(|(webhook, ..)| webhook.counts());
-    if let Some(certificate) = certificate {
+    if let Some(certificate) = certificate.clone() {
         tokio::spawn(async move { certificate.follow().await });
     }
     if let Some((webhook, listener, tls)) = webhook {
@@ -85,6 +90,7 @@ async fn serve(config: Hub) -> Result<(), Error> {
             metrics,
             draining,
             is_ready_without_table: false,
+            certificate,
             node: Vec::new(),
         };
         tokio::spawn(http::serve(listener, Arc::new(answers)));

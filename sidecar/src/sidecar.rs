@@ -247,7 +247,9 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
         let is_ready_without_table = (config.capture || follows_names) && listens.is_empty();
         let node = [Family::V4, Family::V6].into_iter();
         let node = node.filter(|family| node_at.iter().any(|ip| Family::of(ip) == *family)).collect();
-        let answers = Health { watch: watch.clone(), metrics, draining, is_ready_without_table, node };
+        let certificate = None;
+        let answers =
+            Health { watch: watch.clone(), metrics, draining, is_ready_without_table, certificate, node };
         server.add_service(Control::new("health", listener, answers, &asked));
     }
     match dns.zip(names) {

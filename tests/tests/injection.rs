@@ -8,9 +8,9 @@ use std::process::Stdio;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
-use k8s_openapi::api::core::v1::{Namespace as KubeNamespace, Pod as KubePod};
+use k8s_openapi::api::core::v1::{Namespace as KubeNamespace, Pod as KubePod, Secret};
 use kube::Api;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use rcgen::{CertificateParams, KeyPair};
 use serde_json::{Value, json};
 use tests::cluster::{SERVICES, create};
@@ -23,6 +23,7 @@ tests::tests! {
     where_capture_is_forbidden_a_pod_is_injected_without_it_and_starts,
     the_webhook_injects_pods_as_they_are_made_and_a_dead_one_stops_nobody,
     a_certificate_is_replaced_without_a_gap,
+    hubs_make_a_certificate_of_their_own_and_have_it_trusted,
 }
 
 const APP: &str = "
@@ -196,34 +197,17 @@ struct Hub {
 }
 
 impl Hub {
+    /// One that shows what is in a folder, once the API server asks it.
     async fn start(world: &World, namespace: &Namespace) -> Hub {
-        let name = format!("hub-{}", namespace.name);
-        let reads = ["get", "list", "watch"];
-        let rules = json!([
-            {"apiGroups": [""], "resources": ["services", "namespaces"], "verbs": reads},
-            {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": reads},
-        ]);
-        let kubeconfig = namespace.cluster.user_with(&name, rules).await;
         let host = Host::new(world, "hub");
         let certificate = world.own_folder().join("certificate");
         std::fs::create_dir_all(&certificate).expect("a folder");
         let bundle = put_certificate(&certificate, &host);
-        let mut command = host.command(tools::own("remora", "sidecar"));
-        let address = SocketAddr::new(host.ip4().into(), 8443);
-        command.env("KUBECONFIG", kubeconfig).args(["hub", "--source", "kube", "--feed", "127.0.0.1:64105"]);
-        command.args(["--webhook", &address.to_string(), "--certificate"]).arg(&certificate);
-        command.args(["--services", &SERVICES.join(",")]);
-        let program = Program::start(world, host.name(), command);
-        let configurations: Api<MutatingWebhookConfiguration> = Api::all(namespace.client.clone());
-        let hook = json!({
-            "name": "inject.remora.dev",
-            "clientConfig": {"url": format!("https://{address}/inject"), "caBundle": ByteString(bundle)},
-            "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"], "operations": ["CREATE"]}],
-            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace.name}},
-            "admissionReviewVersions": ["v1"], "sideEffects": "None", "failurePolicy": "Ignore",
-        });
-        create(&configurations, json!({"metadata": {"name": name}, "webhooks": [hook]})).await;
-        let hub = Hub { host, program, certificate, configurations, name };
+        let kubeconfig = hub_user(namespace, json!([])).await;
+        let shown = certificate.to_str().expect("UTF-8");
+        let program = hub_program(world, &host, &kubeconfig, &["--certificate", shown]);
+        let configurations = registered(namespace, &host, json!({"caBundle": ByteString(bundle)})).await;
+        let hub = Hub { host, program, certificate, configurations, name: hub_name(namespace) };
         wait_until(SOON, "the API server asks", async || match hub.injects(namespace, APP).await {
             Ok(true) => Ok(()),
             other => Err(format!("{other:?}; {}", hub.program.state())),
@@ -262,6 +246,56 @@ impl Hub {
         })
         .await;
     }
+}
+
+fn hub_name(namespace: &Namespace) -> String {
+    format!("hub-{}", namespace.name)
+}
+
+/// The kubeconfig of a user that may do what hubs need, and `more`.
+async fn hub_user(namespace: &Namespace, more: Value) -> PathBuf {
+    let reads = ["get", "list", "watch"];
+    let mut rules = json!([
+        {"apiGroups": [""], "resources": ["services", "namespaces"], "verbs": reads},
+        {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": reads},
+    ]);
+    rules.as_array_mut().expect("rules").extend(more.as_array().expect("rules").iter().cloned());
+    namespace.cluster.user_with(&hub_name(namespace), rules).await
+}
+
+fn hub_program(world: &World, host: &Host, kubeconfig: &Path, more: &[&str]) -> Program {
+    let mut command = host.command(tools::own("remora", "sidecar"));
+    command.env("KUBECONFIG", kubeconfig).args(["hub", "--source", "kube", "--feed", "127.0.0.1:64105"]);
+    command.args(["--webhook", &hub_address(host).to_string(), "--health", &health_of(host).to_string()]);
+    command.args(["--services", &SERVICES.join(",")]).args(more);
+    Program::start(world, host.name(), command)
+}
+
+fn hub_address(host: &Host) -> SocketAddr {
+    (host.ip4(), 8443).into()
+}
+
+fn health_of(host: &Host) -> SocketAddr {
+    (host.ip4(), 64104).into()
+}
+
+/// Has the API server ask at a host about the Pods of a namespace; `client_config` says more of how.
+async fn registered(
+    namespace: &Namespace,
+    host: &Host,
+    client_config: Value,
+) -> Api<MutatingWebhookConfiguration> {
+    let configurations: Api<MutatingWebhookConfiguration> = Api::all(namespace.client.clone());
+    let mut hook = json!({
+        "name": "inject.remora.dev",
+        "clientConfig": client_config,
+        "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"], "operations": ["CREATE"]}],
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace.name}},
+        "admissionReviewVersions": ["v1"], "sideEffects": "None", "failurePolicy": "Ignore",
+    });
+    hook["clientConfig"]["url"] = format!("https://{}/inject", hub_address(host)).into();
+    create(&configurations, json!({"metadata": {"name": hub_name(namespace)}, "webhooks": [hook]})).await;
+    configurations
 }
 
 /// Writes a new certificate for a host, as a Secret is renewed: both files at one moment. What to trust, PEM.
@@ -347,4 +381,83 @@ async fn a_certificate_is_replaced_without_a_gap(world: World) {
     .await;
     hub.trust(&namespace, new, "new").await;
     all_are_injected("only the new one is trusted").await;
+}
+
+async fn hubs_make_a_certificate_of_their_own_and_have_it_trusted(world: World) {
+    let namespace = Namespace::new(Cluster::shared().await).await;
+    let name = hub_name(&namespace);
+    let keeps = ["get", "list", "watch", "update"];
+    let kubeconfig = hub_user(
+        &namespace,
+        json!([
+            {"apiGroups": [""], "resources": ["secrets"], "verbs": keeps, "resourceNames": ["hub-tls"]},
+            {"apiGroups": ["admissionregistration.k8s.io"], "resources": ["mutatingwebhookconfigurations"],
+             "verbs": keeps, "resourceNames": [name]},
+        ]),
+    )
+    .await;
+    let secrets: Api<Secret> = Api::namespaced(namespace.client.clone(), &namespace.name);
+    let empty = json!({"metadata": {"name": "hub-tls"}, "type": "Opaque"});
+    create(&secrets, empty.clone()).await;
+    let hosts = ["hub", "other"].map(|name| Host::new(&world, name));
+    let configurations = registered(&namespace, &hosts[0], json!({})).await;
+    let place = format!("secret:{}/hub-tls", namespace.name);
+    let start = |host: &Host| {
+        let names = hosts.each_ref().map(|host| host.ip4().to_string()).join(",");
+        let more = ["--certificate", &place, "--certificate-name", &names, "--webhook-configuration", &name];
+        hub_program(&world, host, &kubeconfig, &more)
+    };
+    let [program, other] = hosts.each_ref().map(start);
+    let [host, other_host] = hosts;
+    let hub = Hub { host, program, certificate: PathBuf::new(), configurations, name };
+    for (host, program) in [(&hub.host, &hub.program), (&other_host, &other)] {
+        wait_until(SOON, "it is ready", async || match ask::get(health_of(host), "/readyz").await {
+            Ok((200, _)) => Ok(()),
+            other => Err(format!("{other:?}; {}", program.state())),
+        })
+        .await;
+    }
+    let injected = async |what: &str| {
+        wait_until(SOON, what, async || match hub.injects(&namespace, APP).await {
+            Ok(true) => Ok(()),
+            other => Err(format!("{other:?}; {}", hub.program.state())),
+        })
+        .await;
+    };
+    injected("the API server trusts it").await;
+
+    // Whoever applies the configuration again may take the authority away.
+    let none = json!([{"op": "remove", "path": "/webhooks/0/clientConfig/caBundle"}]);
+    let none = Patch::<()>::Json(serde_json::from_value(none).expect("a patch"));
+    hub.configurations.patch(&hub.name, &PatchParams::default(), &none).await.expect("it is changed");
+    let bundle = async || {
+        let configuration = hub.configurations.get(&hub.name).await.expect("the configuration");
+        let hooks = configuration.webhooks.expect("webhooks");
+        let pem = hooks.first().and_then(|hook| hook.client_config.ca_bundle.clone()).map(|bundle| bundle.0);
+        text(pem.unwrap_or_default()).matches("BEGIN").count()
+    };
+    wait_until(SOON, "it is trusted again", async || match bundle().await {
+        1 => Ok(()),
+        other => Err(format!("{other} authorities; {}", hub.program.state())),
+    })
+    .await;
+    injected("it is asked again").await;
+
+    // Another authority, as after a leak of its key: the old one is shown until the new one is trusted.
+    secrets.delete("hub-tls", &DeleteParams::default()).await.expect("it is deleted");
+    create(&secrets, empty).await;
+    wait_until(SOON, "the new one is shown", async || {
+        let answer = hub.injects(&namespace, APP).await;
+        let log = hub.program.output();
+        match log.matches("there is a new certificate").count() {
+            1 => {
+                assert_eq!(answer, Ok(true), "before that, the old one is: {log}");
+                Err(hub.program.state())
+            }
+            _ => Ok(()),
+        }
+    })
+    .await;
+    injected("the API server trusts the new one").await;
+    assert_eq!(bundle().await, 2, "both are trusted");
 }

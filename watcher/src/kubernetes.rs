@@ -7,6 +7,7 @@
 
 pub mod balancer;
 mod failure;
+pub mod kept;
 mod lease;
 mod namespaces;
 mod notices;
@@ -28,6 +29,7 @@ use crate::watch::{Events, Report};
 use outage::Outage;
 use stream::{Follower, Told};
 
+pub use kept::Kept;
 pub use namespaces::Namespaces;
 pub use notices::{Notice, Notices};
 

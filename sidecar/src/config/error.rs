@@ -38,10 +38,19 @@ pub enum Error {
          address such as 127.0.0.1:64105, or unix:PATH"
     )]
     FeedNotLoopback(SocketAddr),
+    /// No place for a certificate.
+    #[error("--certificate {0:?} names no Secret; write it as secret:NAME or secret:NAMESPACE/NAME")]
+    Certificate(String),
+    /// A certificate for nobody.
+    #[error(
+        "--certificate {0} is made for names, and there are none; say how clients call this hub with \
+         --certificate-name, such as remora.remora.svc"
+    )]
+    CertificateWithoutName(String),
     /// A webhook that has nothing to show.
     #[error(
         "--webhook {0} is asked by TLS, and there is no certificate to show; name a folder with tls.crt and tls.key \
-         with --certificate"
+         with --certificate, or secret:NAME for one of its own"
     )]
     WebhookWithoutCertificate(SocketAddr),
     /// A DNS on every address.

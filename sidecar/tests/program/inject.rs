@@ -83,6 +83,10 @@ fn a_webhook_without_a_certificate_that_works_does_not_start() {
     };
     let (code, said) = hub(&[]);
     assert!(code == Some(2) && said.contains("no certificate to show; name a folder"), "{said}");
+    let (code, said) = hub(&["--certificate", "secret:"]);
+    assert!(code == Some(2) && said.contains("write it as secret:NAME"), "{said}");
+    let (code, said) = hub(&["--certificate", "secret:hub-tls"]);
+    assert!(code == Some(2) && said.contains("with --certificate-name, such as"), "{said}");
     for (name, content) in [("tls.crt", "nothing"), ("tls.key", "nothing either")] {
         let (code, said) = hub(&["--certificate", &certificate]);
         assert!(
