@@ -2,13 +2,16 @@
 //! side, each with what it watches itself; none keeps anything.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use selection::Here;
+use tokio::sync::watch;
 use watcher::Scope;
 use watcher::kubernetes::Namespaces;
+use watcher::kubernetes::ranges::service_ranges;
 
 use crate::admin::Admin;
+use crate::capture::merged;
 use crate::certificate::Certificate;
 use crate::config::Hub;
 use crate::ending::{self, Asked};
@@ -16,10 +19,17 @@ use crate::feed::{self, Feed};
 use crate::handover::Inherited;
 use crate::health::{Draining, Health};
 use crate::http;
-use crate::inject::Webhook;
+use crate::inject::{Settings, Webhook};
 use crate::metrics::Metrics;
 use crate::sidecar::{Error, announce, secret};
 use crate::traffic::Traffic;
+
+/// How long one question for the ranges of Services may take.
+const RANGES_WITHIN: Duration = Duration::from_secs(10);
+/// How often it is asked whether there are more.
+const RANGES_EVERY: Duration = Duration::from_secs(600);
+/// How soon it is asked again without an answer.
+const RANGES_AGAIN: Duration = Duration::from_secs(10);
 
 /// Runs the hub until it is asked to end. Its readers find another, or wait; what they know serves on.
 ///
@@ -60,7 +70,12 @@ async fn serve(config: Hub) -> Result<(), Error> {
             let namespaces =
                 if is_kube { Some(Namespaces::new().await.map_err(watcher::Error::from)?) } else { None };
             let listener = bind("webhook", webhook.address)?;
-            Some((Webhook::new(webhook.settings, namespaces), listener, certificate.acceptor()?))
+            let settings = watch::Sender::new(webhook.settings);
+            let webhook = Webhook::new(settings.subscribe(), namespaces);
+            if is_kube && settings.borrow().services.is_empty() {
+                tokio::spawn(learn_ranges(settings));
+            }
+            Some((webhook, listener, certificate.acceptor()?))
         }
     };
 
@@ -104,5 +119,35 @@ async fn serve(config: Hub) -> Result<(), Error> {
     tokio::select! {
         Err(error) = feed.serve(listener) => Err(Error::System("serve the feed", error)),
         _ = ends.wait_for(Asked::to_end) => Ok(()),
+    }
+}
+
+/// Asks the API server for the ranges of Services, which a Pod's own account may mostly not, for as long as Pods are
+/// injected; a cluster may be given more of them.
+async fn learn_ranges(settings: watch::Sender<Settings>) {
+    let mut is_told = false;
+    while !settings.is_closed() {
+        let pause = match service_ranges(RANGES_WITHIN).await {
+            Ok(ranges) => {
+                let services: Vec<String> = merged(ranges).iter().map(ToString::to_string).collect();
+                settings.send_if_modified(|settings| {
+                    let is_new = settings.services != services;
+                    settings.services = services;
+                    is_new
+                });
+                RANGES_EVERY
+            }
+            Err(error) => {
+                if !is_told {
+                    tracing::warn!(
+                        "the ranges of Services are not known, injected Pods have to ask for them: {error}; or name \
+                         them with --services"
+                    );
+                }
+                is_told = true;
+                RANGES_AGAIN
+            }
+        };
+        tokio::time::sleep(pause).await;
     }
 }

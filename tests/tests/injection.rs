@@ -205,7 +205,9 @@ impl Hub {
         let bundle = put_certificate(&certificate, &host);
         let kubeconfig = hub_user(namespace, json!([])).await;
         let shown = certificate.to_str().expect("UTF-8");
-        let program = hub_program(world, &host, &kubeconfig, &["--certificate", shown]);
+        let services = SERVICES.join(",");
+        let more = ["--certificate", shown, "--services", &services];
+        let program = hub_program(world, &host, &kubeconfig, &more);
         let configurations = registered(namespace, &host, json!({"caBundle": ByteString(bundle)})).await;
         let hub = Hub { host, program, certificate, configurations, name: hub_name(namespace) };
         wait_until(SOON, "the API server asks", async || match hub.injects(namespace, APP).await {
@@ -218,12 +220,17 @@ impl Hub {
 
     /// Whether a Pod, made for a try, comes back with a sidecar.
     async fn injects(&self, namespace: &Namespace, manifest: &str) -> Result<bool, String> {
+        let made = self.tries(namespace, manifest).await?;
+        let containers = made["spec"]["initContainers"].as_array().cloned().unwrap_or_default();
+        Ok(containers.iter().filter(|container| container["name"] == "remora").count() == 1)
+    }
+
+    /// What comes back of a Pod that is made for a try.
+    async fn tries(&self, namespace: &Namespace, manifest: &str) -> Result<Value, String> {
         let pods: Api<KubePod> = Api::namespaced(namespace.client.clone(), &namespace.name);
         let dry = PostParams { dry_run: true, ..PostParams::default() };
         let made = pods.create(&dry, &pod(manifest)).await.map_err(|error| error.to_string())?;
-        let spec = serde_json::to_value(made.spec).expect("JSON");
-        let containers = spec["initContainers"].as_array().cloned().unwrap_or_default();
-        Ok(containers.iter().filter(|container| container["name"] == "remora").count() == 1)
+        Ok(serde_json::to_value(made).expect("JSON"))
     }
 
     /// Has the API server trust what `bundle` has, and returns when it does: it hears of a change by a watch, and of this
@@ -267,7 +274,7 @@ fn hub_program(world: &World, host: &Host, kubeconfig: &Path, more: &[&str]) -> 
     let mut command = host.command(tools::own("remora", "sidecar"));
     command.env("KUBECONFIG", kubeconfig).args(["hub", "--source", "kube", "--feed", "127.0.0.1:64105"]);
     command.args(["--webhook", &hub_address(host).to_string(), "--health", &health_of(host).to_string()]);
-    command.args(["--services", &SERVICES.join(",")]).args(more);
+    command.args(more);
     Program::start(world, host.name(), command)
 }
 
@@ -393,6 +400,7 @@ async fn hubs_make_a_certificate_of_their_own_and_have_it_trusted(world: World) 
             {"apiGroups": [""], "resources": ["secrets"], "verbs": keeps, "resourceNames": ["hub-tls"]},
             {"apiGroups": ["admissionregistration.k8s.io"], "resources": ["mutatingwebhookconfigurations"],
              "verbs": keeps, "resourceNames": [name]},
+            {"apiGroups": ["networking.k8s.io"], "resources": ["servicecidrs"], "verbs": ["list"]},
         ]),
     )
     .await;
@@ -425,6 +433,13 @@ async fn hubs_make_a_certificate_of_their_own_and_have_it_trusted(world: World) 
         .await;
     };
     injected("the API server trusts it").await;
+    let by_hand = serde_json::to_value(pod(&inject(APP).0)).expect("JSON");
+    let arguments = |pod: &Value| pod["spec"]["initContainers"][0]["args"].clone();
+    wait_until(SOON, "it has asked for the ranges of Services", async || {
+        let made = hub.tries(&namespace, APP).await?;
+        if arguments(&made) == arguments(&by_hand) { Ok(()) } else { Err(made["spec"].to_string()) }
+    })
+    .await;
 
     // Whoever applies the configuration again may take the authority away.
     let none = json!([{"op": "remove", "path": "/webhooks/0/clientConfig/caBundle"}]);

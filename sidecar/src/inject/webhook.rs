@@ -13,7 +13,7 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use watcher::kubernetes::Namespaces;
@@ -51,7 +51,8 @@ impl Counts {
 /// What answers.
 #[derive(Debug)]
 pub struct Webhook {
-    settings: Settings,
+    /// The newest are used.
+    settings: watch::Receiver<Settings>,
     /// How namespaces are labelled; without an API server nobody knows, and nothing is demanded.
     namespaces: Option<Namespaces>,
     counts: Arc<Counts>,
@@ -59,7 +60,7 @@ pub struct Webhook {
 
 impl Webhook {
     /// One that gives Pods what `settings` say, if `namespaces` allow it.
-    pub fn new(settings: Settings, namespaces: Option<Namespaces>) -> Self {
+    pub fn new(settings: watch::Receiver<Settings>, namespaces: Option<Namespaces>) -> Self {
         Self { settings, namespaces, counts: Arc::default() }
     }
 
@@ -125,7 +126,8 @@ impl Webhook {
                 format!("more than {REVIEW_MOST} bytes, or cut off\n"),
             );
         };
-        match review(&body.to_bytes(), &self.settings, |namespace| self.around(namespace)) {
+        let settings = self.settings.borrow().clone();
+        match review(&body.to_bytes(), &settings, |namespace| self.around(namespace)) {
             Ok(reviewed) => {
                 self.counts.count(reviewed.outcome);
                 let mut response = Response::new(Full::from(reviewed.answer));
