@@ -4,19 +4,25 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/remora
 DENY  := $(CACHE)/cargo-deny-0.20.2/bin/cargo-deny
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench fmt
+.PHONY: help demo image test lint bench fmt
 
 help: ## List these commands.
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$(printf '\t') read -r name what; do \
-		printf '  make %-8s %s\n' "$$name" "$$what"; done
+	@sed -n 's/^\([a-z.]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$(printf '\t') read -r name what; do \
+		printf '  make %-12s %s\n' "$$name" "$$what"; done
 
 demo: ## Balance connections over tiny servers, then by an Envoy beside the sidecar; no cluster, no root.
 	@.ci/prerequisites demo
 	@tests/tools envoy >/dev/null
 	@demo/run
 
+image: ## Build the container image: target/remora.tar.
+	@.ci/prerequisites image
+	@sidecar/image >/dev/null
+
 test: lint ## Pass every test: lint, unit, end to end against a real control plane.
 	@tests/tools
+	@echo '== the image'
+	@sidecar/image >/dev/null
 	@echo '== build and test'
 	@cargo test --workspace --locked
 

@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::{Host, Program, World, tools};
+use crate::{Host, Image, Program, World, tools};
 
 /// What the program may be given at all; it takes what the container has of it.
 const FILE_CAPABILITIES: &str = "cap_net_raw,cap_net_bind_service,cap_net_admin+p";
@@ -34,6 +34,9 @@ pub struct Container {
 
 /// What a container runs, and as whom.
 pub struct Process<'a> {
+    /// What its root file system and its program are from; without one, the program of the test's build and this system's
+    /// libraries.
+    pub image: Option<&'a Image>,
     /// The user, and its group.
     pub user: u32,
     /// The bounding set, such as `CAP_NET_RAW`.
@@ -65,7 +68,8 @@ impl Container {
         files: &[File<'_>],
         arguments: &[&str],
     ) -> Container {
-        Container::run(world, host, "", &Process { user: USER, capabilities, environment, files, arguments })
+        let process = Process { image: None, user: USER, capabilities, environment, files, arguments };
+        Container::run(world, host, "", &process)
     }
 
     /// The same for any user; `name` tells apart the containers on a host.
@@ -74,7 +78,10 @@ impl Container {
         let bundle = world.own_folder().join(&name);
         let root = bundle.join("rootfs");
         fs::create_dir_all(&root).expect("a folder in memory");
-        install(&root);
+        match process.image {
+            Some(image) => image.lay(&root),
+            None => install(&root),
+        }
         for File { name, content } in process.files {
             let path = root.join(name.trim_start_matches('/'));
             fs::create_dir_all(path.parent().expect("a path below a root"))
@@ -90,14 +97,12 @@ impl Container {
         Container { program: Program::start(world, &format!("runc-{name}"), command), name }
     }
 
-    /// What the kernel says about its process, line by line of `/proc/1/status`.
+    /// What the kernel says about its process, line by line of `/proc/PID/status`.
     pub fn status(&self) -> Result<BTreeMap<String, String>, String> {
-        let output = runc().args(["exec", &self.name, "/bin/cat", "/proc/1/status"]).output();
-        let output = output.map_err(|error| format!("cannot run runc: {error}"))?;
-        if !output.status.success() {
-            return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
-        }
-        let text = String::from_utf8_lossy(&output.stdout);
+        let state = output(runc().args(["state", &self.name]))?;
+        let state: Value = serde_json::from_str(&state).map_err(|error| format!("{error}: {state}"))?;
+        let text =
+            output(with_proc("exec cat \"/proc/$1/status\"").args(["cat", &state["pid"].to_string()]))?;
         let line = |line: &str| line.split_once(':').map(|(name, value)| (name.into(), value.trim().into()));
         Ok(text.lines().filter_map(line).collect())
     }
@@ -109,12 +114,26 @@ impl Drop for Container {
     }
 }
 
-/// runc looks at its children in /proc, which in a world is the one of the outside: hence a view of
-/// mounts of its own.
 fn runc() -> Command {
-    let mut command = Command::new("unshare");
-    command.args(["-m", "sh", "-c", "mount -t proc proc /proc && exec runc \"$@\"", "runc", "--root", STATE]);
+    let mut command = with_proc("exec runc \"$@\"");
+    command.args(["runc", "--root", STATE]);
     command
+}
+
+/// A shell's command with a view of mounts of its own: /proc in a world is the one of the outside, and this one is of the
+/// world's processes.
+fn with_proc(script: &str) -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-c", &format!("mount -t proc proc /proc && {script}")]);
+    command
+}
+
+fn output(command: &mut Command) -> Result<String, String> {
+    let output = command.output().map_err(|error| format!("cannot run {command:?}: {error}"))?;
+    match output.status.success() {
+        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        false => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+    }
 }
 
 /// Puts the program into a root file system, with its file capabilities.
@@ -128,8 +147,9 @@ fn install(root: &Path) {
 
 /// What a CRI writes, without what needs the machine: limits of cgroups, and the profile of seccomp.
 fn config(host: &Host, process: &Process<'_>) -> Value {
-    let Process { user, capabilities, environment, arguments, .. } = process;
-    let arguments: Vec<&str> = ["/remora"].iter().chain(*arguments).copied().collect();
+    let Process { image, user, capabilities, environment, arguments, .. } = process;
+    let program = image.map_or_else(|| vec!["/remora"], Image::entrypoint);
+    let arguments: Vec<&str> = program.iter().chain(*arguments).copied().collect();
     json!({
         "ociVersion": "1.0.2",
         "process": {
@@ -142,7 +162,7 @@ fn config(host: &Host, process: &Process<'_>) -> Value {
             "noNewPrivileges": true,
         },
         "root": {"path": "rootfs", "readonly": true},
-        "mounts": mounts(),
+        "mounts": mounts(image.is_none()),
         "linux": {
             "namespaces": [
                 {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"},
@@ -154,12 +174,15 @@ fn config(host: &Host, process: &Process<'_>) -> Value {
     })
 }
 
-/// The usual ones, and this system's libraries, since the program of a test is not linked statically.
-fn mounts() -> Vec<Value> {
+/// The usual ones, and this system's libraries where the program is not linked statically.
+fn mounts(with_libraries: bool) -> Vec<Value> {
     let mut mounts = vec![
         json!({"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]}),
         json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]}),
     ];
+    if !with_libraries {
+        return mounts;
+    }
     for folder in ["/usr", "/bin", "/lib", "/lib64"].map(PathBuf::from) {
         if folder.is_dir() {
             let options = ["rbind", "ro", "nosuid", "nodev"];

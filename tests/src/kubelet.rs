@@ -1,26 +1,34 @@
-//! What a kubelet makes of the init containers of a Pod: containers as its CRI starts them, one after the other, each
-//! exactly as the Pod says: user, capabilities, arguments, environment, the ServiceAccount's token.
+//! What a kubelet makes of the containers of a Pod: containers as its CRI starts them, one after the other, each exactly as
+//! the Pod says: user, capabilities, arguments, environment, what is mounted.
 //!
-//! In: a Pod as the API server has it, and a host that has its network. Out: its sidecars, running. It takes over nothing
-//! that the Pod does not say, and fails on what it does not understand.
+//! In: a Pod as the API server has it, and a host that has its network. Out: those of its containers that are Remora's,
+//! running. It takes over nothing that the Pod does not say, and fails on what it does not understand.
+
+mod volumes;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use http::Request;
-use k8s_openapi::api::core::v1::ServiceAccount;
-use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
-use kube::Api;
 use serde_json::{Value, json};
 
-use crate::cluster::{KUBERNETES, create};
+use crate::cluster::KUBERNETES;
 use crate::container::{Container, File, Process};
-use crate::{Host, Namespace, World, ask, wait_until};
+use crate::{Host, Image, Namespace, World, ask, wait_until};
+use volumes::Volumes;
 
-/// Where a Pod has its token.
-const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// How long a container may take to end, or to begin.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A node, as far as its Pods see it.
+#[derive(Clone, Copy, Default)]
+pub struct Around<'a> {
+    /// Its name.
+    pub node: &'a str,
+    /// What containers are made of; without one, of the test's own build.
+    pub image: Option<&'a Image>,
+    /// The cluster's DNS, if there is one.
+    pub dns: Option<Ipv4Addr>,
+}
 
 /// A Pod's init containers that run on: its sidecars.
 pub struct Sidecars(Vec<Container>);
@@ -37,36 +45,26 @@ impl Sidecars {
         pod: &Value,
         node: &str,
     ) -> Sidecars {
-        let token = token(namespace).await;
-        let authority =
-            std::fs::read_to_string(namespace.cluster.authority()).expect("the cluster's certificate");
-        let files = [("token", &token), ("ca.crt", &authority), ("namespace", &namespace.name)];
-        let paths = files.map(|(name, _)| format!("{ACCOUNT}/{name}"));
+        Sidecars::start_around(world, host, namespace, pod, &Around { node, ..Around::default() }).await
+    }
+
+    /// The same where more is said about the node.
+    ///
+    /// # Panics
+    /// When one of them fails, with its log.
+    pub async fn start_around(
+        world: &World,
+        host: &Host,
+        namespace: &Namespace,
+        pod: &Value,
+        around: &Around<'_>,
+    ) -> Sidecars {
+        let volumes = Volumes::with_account(namespace, pod).await;
         let mut running = Vec::new();
         for container in pod["spec"]["initContainers"].as_array().expect("init containers") {
-            let name = text(&container["name"]);
-            let security = &container["securityContext"];
-            assert_eq!(security["allowPrivilegeEscalation"], false, "{name}");
-            assert_eq!(security["readOnlyRootFilesystem"], true, "{name}");
-            assert_eq!(security["capabilities"]["drop"], json!(["ALL"]), "{name}");
-            let added = security["capabilities"]["add"].as_array().cloned().unwrap_or_default();
-            let added: Vec<String> = added.iter().map(|add| format!("CAP_{}", text(add))).collect();
-            let environment = environment(container, pod, node);
-            let arguments: Vec<&str> = container["args"].as_array().expect("args").iter().map(text).collect();
-            let user = security["runAsUser"].as_u64().and_then(|user| u32::try_from(user).ok());
-            let files: Vec<File<'_>> = std::iter::zip(&paths, files)
-                .map(|(path, (_, content))| File { name: path, content: content.clone() })
-                .collect();
-            let process = Process {
-                user: user.expect("a user"),
-                capabilities: &added.iter().map(String::as_str).collect::<Vec<_>>(),
-                environment: &environment.iter().map(String::as_str).collect::<Vec<_>>(),
-                files: &files,
-                arguments: &arguments,
-            };
-            let started = Container::run(world, host, &format!("-{name}"), &process);
+            let started = start(world, host, pod, container, &volumes, around).await;
             if container["restartPolicy"] == "Always" {
-                wait_probed(host, &container["startupProbe"], &started).await;
+                wait_probed(host, container, "startupProbe", &started).await;
                 running.push(started);
             } else {
                 let status = started.program.wait(PATIENCE).await;
@@ -81,6 +79,73 @@ impl Sidecars {
         let [only] = &self.0[..] else { panic!("{} sidecars", self.0.len()) };
         only
     }
+}
+
+/// Runs the one container of `pod`, whose mounts are all its own, until it is ready.
+///
+/// # Panics
+/// When that does not happen, with its log.
+pub async fn run(
+    world: &World,
+    host: &Host,
+    client: &kube::Client,
+    pod: &Value,
+    around: &Around<'_>,
+) -> Container {
+    let [container] = &pod["spec"]["containers"].as_array().expect("containers")[..] else {
+        panic!("not one container: {pod:#}")
+    };
+    let volumes = Volumes::of(client, pod).await;
+    let started = start(world, host, pod, container, &volumes, around).await;
+    wait_probed(host, container, "readinessProbe", &started).await;
+    started
+}
+
+async fn start(
+    world: &World,
+    host: &Host,
+    pod: &Value,
+    container: &Value,
+    volumes: &Volumes,
+    around: &Around<'_>,
+) -> Container {
+    let name = text(&container["name"]);
+    if let Some(image) = around.image {
+        assert_eq!(text(&container["image"]), image.name, "{name}");
+    }
+    let own = &container["securityContext"];
+    // What a container does not say, its Pod says for it.
+    let security =
+        |field: &str| if own[field].is_null() { &pod["spec"]["securityContext"][field] } else { &own[field] };
+    assert_eq!(own["allowPrivilegeEscalation"], false, "{name}");
+    assert_eq!(own["readOnlyRootFilesystem"], true, "{name}");
+    assert_eq!(own["capabilities"]["drop"], json!(["ALL"]), "{name}");
+    assert_eq!(security("seccompProfile")["type"], "RuntimeDefault", "{name}");
+    let added = own["capabilities"]["add"].as_array().cloned().unwrap_or_default();
+    let added: Vec<String> = added.iter().map(|add| format!("CAP_{}", text(add))).collect();
+    let user = security("runAsUser").as_u64().and_then(|user| u32::try_from(user).ok()).expect("a user");
+    assert_eq!(security("runAsGroup").as_u64(), Some(user.into()), "{name}");
+    assert!(user != 0 || security("runAsNonRoot") != true, "{name} is root and says that it is not");
+
+    let environment = environment(container, pod, around.node);
+    let arguments: Vec<&str> = container["args"].as_array().expect("args").iter().map(text).collect();
+    let mut files = volumes.mounted(container);
+    if let Some(dns) = around.dns {
+        let namespace = text(&pod["metadata"]["namespace"]);
+        let search = format!("search {namespace}.svc.cluster.local svc.cluster.local cluster.local");
+        files.push(("/etc/resolv.conf".to_owned(), format!("nameserver {dns}\n{search}\noptions ndots:5\n")));
+    }
+    let files: Vec<File<'_>> =
+        files.iter().map(|(path, content)| File { name: path, content: content.clone() }).collect();
+    let process = Process {
+        image: around.image,
+        user,
+        capabilities: &added.iter().map(String::as_str).collect::<Vec<_>>(),
+        environment: &environment.iter().map(String::as_str).collect::<Vec<_>>(),
+        files: &files,
+        arguments: &arguments,
+    };
+    Container::run(world, host, &format!("-{name}"), &process)
 }
 
 /// What the container's environment says, and what every container has.
@@ -105,32 +170,18 @@ fn environment(container: &Value, pod: &Value, node: &str) -> Vec<String> {
     own.chain(of_all).collect()
 }
 
-/// A token for the namespace's own ServiceAccount, which may read what Remora needs.
-async fn token(namespace: &Namespace) -> String {
-    let accounts: Api<ServiceAccount> = Api::namespaced(namespace.client.clone(), &namespace.name);
-    create(&accounts, json!({"metadata": {"name": "default"}})).await;
-    let binding = json!({
-        "metadata": {"name": format!("remora-in-{}", namespace.name)},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "remora"},
-        "subjects": [{"kind": "ServiceAccount", "name": "default", "namespace": namespace.name}],
-    });
-    create::<ClusterRoleBinding>(&Api::all(namespace.client.clone()), binding).await;
-    let path = format!("/api/v1/namespaces/{}/serviceaccounts/default/token", namespace.name);
-    let body = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}});
-    let request = Request::post(path).header("Content-Type", "application/json");
-    let request = request.body(body.to_string().into_bytes()).expect("a request");
-    let answer: Value = namespace.client.request(request).await.expect("a token");
-    text(&answer["status"]["token"]).to_owned()
-}
-
-async fn wait_probed(host: &Host, probe: &Value, container: &Container) {
-    let port = probe["httpGet"]["port"].as_u64().and_then(|port| u16::try_from(port).ok()).expect("a port");
-    let address = SocketAddr::new(host.ip4().into(), port);
-    let path = text(&probe["httpGet"]["path"]);
+async fn wait_probed(host: &Host, container: &Value, probe: &str, started: &Container) {
+    let request = &container[probe]["httpGet"];
+    let ports = container["ports"].as_array().into_iter().flatten();
+    let named =
+        ports.filter(|port| port["name"] == request["port"]).map(|port| &port["containerPort"]).next();
+    let port = named.unwrap_or(&request["port"]).as_u64().and_then(|port| u16::try_from(port).ok());
+    let address = SocketAddr::new(host.ip4().into(), port.expect("a port"));
+    let path = text(&request["path"]);
     wait_until(PATIENCE, &format!("{address}{path} says 200"), async || {
         match ask::get(address, path).await {
             Ok((200, _)) => Ok(()),
-            other => Err(format!("{other:?}; {}", container.program.state())),
+            other => Err(format!("{other:?}; {}", started.program.state())),
         }
     })
     .await;
