@@ -39,6 +39,8 @@ pub enum Verb {
     Endpoints(EndpointsArguments),
     /// Tell step by step what becomes of a connection to an address
     Explain(ExplainArguments),
+    /// Check whether a cluster is fit for Remora, and whether what is installed there works
+    Check(CheckArguments),
     /// Print the completion script of a shell
     Completion {
         /// For which shell, such as: source <(remora completion bash)
@@ -323,6 +325,20 @@ pub struct CaptureUpArguments {
     /// Fail if nothing can be captured, or if the probe does not arrive; else both are told only
     #[arg(long, env = "REMORA_STRICT", value_parser = clap::builder::FalseyValueParser::new())]
     pub strict: bool,
+    /// How to print it
+    #[arg(long, short, default_value = "text", value_name = "FORMAT")]
+    pub output: OutputFormat,
+}
+
+/// `remora check`.
+#[derive(Debug, Args)]
+pub struct CheckArguments {
+    /// Before anything is installed: check the cluster, and what you may do there
+    #[arg(long)]
+    pub pre: bool,
+    /// With --pre: where it is to be installed
+    #[arg(long, default_value = "remora", value_name = "NAMESPACE")]
+    pub namespace: String,
     /// How to print it
     #[arg(long, short, default_value = "text", value_name = "FORMAT")]
     pub output: OutputFormat,

@@ -21,6 +21,7 @@ pub use pod::{Additions, Around, Settings, Skip, additions};
 pub use webhook::{Counts, Webhook};
 
 use crate::arguments::ManifestFormat;
+use crate::marks::INJECTED;
 use edit::{Edits, Impossible};
 use tree::{Node, Shape, Step};
 
@@ -325,7 +326,7 @@ fn is_ours(container: &Value) -> bool {
 }
 
 fn is_injected(pod: &Value) -> bool {
-    !pod["metadata"]["annotations"][pod::INJECTED].is_null()
+    !pod["metadata"]["annotations"][INJECTED].is_null()
 }
 
 /// The text without what [`add`] added to the Pod at `pod`.
@@ -348,7 +349,7 @@ fn remove(text: &str, pod: &Node) -> Result<String, Impossible> {
     if is_last(&metadata.value) && is_last(&annotations.value) {
         edits.remove_entry(pod, metadata);
     } else {
-        edits.remove_entries(&metadata.value, annotations, |entry| entry.key == pod::INJECTED);
+        edits.remove_entries(&metadata.value, annotations, |entry| entry.key == INJECTED);
     }
     Ok(edits.made())
 }
@@ -360,7 +361,7 @@ fn removed(pod: &mut Value) -> Option<()> {
     }
     drop_empty(pod.get_mut("spec")?, "initContainers");
     let metadata = pod.get_mut("metadata")?;
-    metadata.get_mut("annotations")?.as_object_mut()?.remove(pod::INJECTED);
+    metadata.get_mut("annotations")?.as_object_mut()?.remove(INJECTED);
     drop_empty(metadata, "annotations");
     drop_empty(pod, "metadata");
     Some(())

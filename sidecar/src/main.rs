@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use sidecar::arguments::{Arguments, Verb};
-use sidecar::{capture, config, endpoints, explain, hub, inject, logs};
+use sidecar::{capture, check, config, endpoints, explain, hub, inject, logs};
 
 /// A wrong command line.
 const USAGE: u8 = 2;
@@ -45,6 +45,7 @@ fn main() -> ExitCode {
             Ok(config) => end(answer(explain::run(config))),
             Err(error) => usage(&error),
         },
+        Verb::Check(typed) => end(answer(check::run(typed, |text| print(text.as_bytes())))),
         Verb::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "remora", &mut script);

@@ -179,9 +179,14 @@ impl Cluster {
         self.world.folder().join("ca.crt")
     }
 
+    /// The kubeconfig of who may do everything.
+    pub fn administrator(&self) -> PathBuf {
+        self.world.folder().join("admin.kubeconfig")
+    }
+
     /// A client that may do everything. It belongs to the runtime of the test that calls.
     pub async fn client(&self) -> Client {
-        client(&self.world.folder().join("admin.kubeconfig")).await
+        client(&self.administrator()).await
     }
 
     /// Asks the API server for a path, as somebody who may do everything.

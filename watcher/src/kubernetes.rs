@@ -6,6 +6,7 @@
 //! known, does not fall back to pages where streaming lists are refused, and cannot list again on purpose.
 
 pub mod balancer;
+mod cluster;
 mod failure;
 pub mod kept;
 mod lease;
@@ -29,6 +30,7 @@ use crate::watch::{Events, Report};
 use outage::Outage;
 use stream::{Follower, Told};
 
+pub use cluster::{Cluster, Refusal};
 pub use kept::Kept;
 pub use namespaces::Namespaces;
 pub use notices::{Notice, Notices};

@@ -11,13 +11,10 @@ use serde_json::Value;
 use super::container::{self, Container, Resources};
 use crate::arguments::{Arguments, CaptureVerb, Verb};
 use crate::config;
+use crate::marks::{INJECT, INJECTED};
 
 /// The user of the sidecar; the rules of `remora capture` know its packets by it.
 pub(super) const USER: u32 = 64102;
-/// Says that a Pod was injected, and by which version.
-pub(super) const INJECTED: &str = "remora.dev/injected";
-/// `disabled` leaves a Pod alone.
-const INJECT: &str = "remora.dev/inject";
 /// `disabled`: no rules, listeners only.
 const CAPTURE: &str = "remora.dev/capture";
 const LISTEN: &str = "remora.dev/listen";

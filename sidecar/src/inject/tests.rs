@@ -49,7 +49,7 @@ fn a_template_gets_two_containers_in_front_and_keeps_every_byte_of_its_own() {
     let pod = &pods(&changed)[0];
     let names: Vec<_> = items(&pod["spec"]["initContainers"]).map(|c| c["name"].clone()).collect();
     assert_eq!(names, ["remora-capture", "remora"]);
-    assert_eq!(pod["metadata"]["annotations"][pod::INJECTED], env!("CARGO_PKG_VERSION"));
+    assert_eq!(pod["metadata"]["annotations"][INJECTED], env!("CARGO_PKG_VERSION"));
     let mut added: Vec<&str> = changed.lines().collect();
     for line in DEPLOYMENT.lines() {
         let at = added.iter().position(|added| *added == line);

@@ -285,6 +285,7 @@ fn only_the_verbs_that_work_are_offered() {
         "uninject",
         "endpoints",
         "explain",
+        "check",
         "completion",
         "help",
     ];
