@@ -30,7 +30,7 @@ pub enum Verb {
         verb: CaptureVerb,
     },
     /// Know the cluster and serve its feed to other Remoras; takes no connections to Services
-    Hub(HubArguments),
+    Hub(Box<HubArguments>),
     /// Add sidecars to the Pods of manifests, and nothing else
     Inject(InjectArguments),
     /// Take the sidecars out of manifests again
@@ -125,13 +125,27 @@ pub struct LoadbalancerArguments {
     pub serving: ServingArguments,
 }
 
+/// Where everything is known from.
+#[derive(Clone, Debug, Args)]
+pub struct SourceArguments {
+    /// Where Services and EndpointSlices come from: kube, manifests:PATH with a file or a folder, or feed:ADDRESS where
+    /// another Remora serves its --feed: feed:https://HOST:PORT, feed:http://127.0.0.1:PORT or feed:unix:PATH
+    #[arg(long, env = "REMORA_SOURCE", default_value = "kube", value_name = "SOURCE")]
+    pub source: String,
+    /// Who vouches for the hub behind feed:https: certificates, PEM, or the path of a file with them
+    #[arg(long, env = "REMORA_FEED_CA", value_name = "FILE|PEM")]
+    pub feed_ca: Option<String>,
+    /// A file with the token of a ServiceAccount that is shown to the hub behind feed:https
+    #[arg(long, env = "REMORA_FEED_TOKEN", value_name = "FILE")]
+    pub feed_token: Option<PathBuf>,
+}
+
 /// How connections are served: what `remora sidecar` and `remora node` have in common.
 #[derive(Debug, Args)]
 pub struct ServingArguments {
-    /// Where Services and EndpointSlices come from: kube, manifests:PATH with a file or a folder, or
-    /// feed:http://127.0.0.1:PORT or feed:unix:PATH, where another Remora serves its --feed
-    #[arg(long, env = "REMORA_SOURCE", default_value = "kube", value_name = "SOURCE")]
-    pub source: String,
+    /// Where Services and EndpointSlices come from.
+    #[command(flatten)]
+    pub source: SourceArguments,
     /// Where this process runs.
     #[command(flatten)]
     pub place: PlaceArguments,
@@ -195,11 +209,11 @@ pub struct ServingArguments {
 /// `remora hub`.
 #[derive(Debug, Args)]
 pub struct HubArguments {
-    /// Where Services and EndpointSlices come from: kube, manifests:PATH with a file or a folder, or
-    /// feed:http://127.0.0.1:PORT or feed:unix:PATH, where another Remora serves its --feed
-    #[arg(long, env = "REMORA_SOURCE", default_value = "kube", value_name = "SOURCE")]
-    pub source: String,
-    /// Where to serve the feed to other Remoras and to Envoys, on loopback or at a Unix socket: unix:/run/remora/feed
+    /// Where Services and EndpointSlices come from.
+    #[command(flatten)]
+    pub source: SourceArguments,
+    /// Where to serve the feed to other Remoras and to Envoys: on loopback, at a Unix socket such as
+    /// unix:/run/remora/feed, or, with --certificate, anywhere by TLS to who shows a token of a ServiceAccount
     #[arg(
         long,
         env = "REMORA_FEED",
@@ -266,9 +280,16 @@ pub struct InjectedArguments {
     /// Repeatable, or separated by commas
     #[arg(long, env = "REMORA_SERVICES", value_name = "CIDRS", value_delimiter = ',')]
     pub services: Vec<String>,
-    /// Where the sidecars learn of Services, as remora sidecar takes it
+    /// Where the sidecars learn of Services, as remora sidecar takes it. With feed:https they get a token of their
+    /// ServiceAccount to show
     #[arg(long, env = "REMORA_SIDECAR_SOURCE", default_value = "kube", value_name = "SOURCE")]
     pub sidecar_source: String,
+    /// Who vouches for that hub: certificates, PEM, or the path of a file with them [default: this hub's own]
+    #[arg(long, env = "REMORA_SIDECAR_FEED_CA", value_name = "FILE|PEM")]
+    pub sidecar_feed_ca: Option<String>,
+    /// For whom the tokens are that sidecars show to a hub, and that a hub takes
+    #[arg(long, env = "REMORA_FEED_AUDIENCE", default_value = "remora", value_name = "AUDIENCE")]
+    pub feed_audience: String,
 }
 
 /// Which manifests.

@@ -30,7 +30,7 @@ pub use names::Names;
 
 use crate::arguments::{
     HubArguments, InjectedArguments, LogFormat, NodeArguments, PlaceArguments, ServingArguments,
-    SidecarArguments,
+    SidecarArguments, SourceArguments,
 };
 use crate::capture::merged;
 use crate::certificate;
@@ -111,8 +111,10 @@ pub struct NodePorts {
 pub struct Hub {
     /// Where Services come from.
     pub source: Source,
-    /// Where the feed is served.
+    /// Where the feed is served: by TLS to who shows a token, if it is a TCP address and there is a certificate.
     pub feed: feed::Address,
+    /// For whom those tokens are.
+    pub feed_audience: String,
     /// The folder of the files that are served beside it.
     pub assets: Option<PathBuf>,
     /// Where the certificate is that is shown by TLS.
@@ -171,7 +173,7 @@ impl Sidecar {
         let (health, admin) = control(typed.health.as_deref(), typed.admin.as_deref(), in_pod)?;
         let level = level(&typed.log_level)?;
         let feed = typed.feed.as_deref().filter(|text| !matches!(text.trim(), "" | "off"));
-        let source = source("source", &typed.source)?;
+        let source = followed(typed.source)?;
         let names = Names::new(&typed.dns_forward, &typed.dns_zone)?;
         let dns = names.answered(typed.dns.as_deref(), &source)?;
         let assets = path(typed.assets);
@@ -189,7 +191,7 @@ impl Sidecar {
             admin,
             names,
             dns,
-            feed: feed.map(feed_place).transpose()?,
+            feed: feed.map(|text| feed_place(text, false)).transpose()?,
             assets,
             max_connections: max_connections(typed.max_connections.as_deref())?,
             buffer_size: buffer_size(&typed.buffer_size)?,
@@ -212,10 +214,12 @@ impl Hub {
     pub fn new(typed: HubArguments, in_pod: bool) -> Result<Self, Error> {
         let (health, admin) = control(typed.health.as_deref(), typed.admin.as_deref(), in_pod)?;
         let certificate = certificate_place(typed.certificate.as_deref(), typed.certificate_name)?;
+        let feed_audience = typed.injected.feed_audience.clone();
         let webhook = webhook(typed.webhook.as_deref(), certificate.is_some(), typed.injected)?;
         Ok(Self {
-            source: source("source", &typed.source)?,
-            feed: feed_place(&typed.feed)?,
+            source: followed(typed.source)?,
+            feed: feed_place(&typed.feed, certificate.is_some())?,
+            feed_audience,
             assets: path(typed.assets),
             certificate,
             webhook_configuration: typed.webhook_configuration.filter(|name| !name.is_empty()),
@@ -303,11 +307,15 @@ fn level(text: &str) -> Result<String, Error> {
     if crate::logs::is_level(&level) { Ok(level) } else { Err(Error::LogLevel(level)) }
 }
 
-fn feed_place(text: &str) -> Result<feed::Address, Error> {
-    feed::Address::parse(text.trim()).map_err(|error| match error {
-        feed::AddressError::Unknown(text) => Error::Feed(text),
-        feed::AddressError::NotLoopback(address) => Error::FeedNotLoopback(address),
-    })
+/// Where a feed is served; anywhere, if there is a certificate to show.
+fn feed_place(text: &str, has_certificate: bool) -> Result<feed::Address, Error> {
+    match feed::Address::parse(text.trim()) {
+        Ok(feed::Address::Tls { .. }) => Err(Error::Feed(text.to_owned())),
+        Ok(address) => Ok(address),
+        Err(feed::AddressError::NotLoopback(address)) if has_certificate => Ok(feed::Address::Tcp(address)),
+        Err(feed::AddressError::NotLoopback(address)) => Err(Error::FeedNotLoopback(address)),
+        Err(feed::AddressError::Unknown(text)) => Err(Error::Feed(text)),
+    }
 }
 
 /// An empty environment variable names nothing.
@@ -317,6 +325,17 @@ fn path(typed: Option<PathBuf>) -> Option<PathBuf> {
 
 fn source(flag: &'static str, text: &str) -> Result<Source, Error> {
     Source::parse(text).map_err(|error| Error::Source(flag, error.to_string()))
+}
+
+/// A source, with what it takes to be let in there.
+fn followed(typed: SourceArguments) -> Result<Source, Error> {
+    let mut source = source("source", &typed.source)?;
+    if let Source::Feed(feed::Address::Tls { trust, .. }) = &mut source {
+        let authority = typed.feed_ca.filter(|text| !text.trim().is_empty());
+        trust.authority = authority.ok_or_else(|| Error::FeedWithoutAuthority(typed.source.clone()))?;
+        trust.token = path(typed.feed_token);
+    }
+    Ok(source)
 }
 
 fn here(typed: PlaceArguments) -> Here {

@@ -1,29 +1,34 @@
 //! Serves the feed to other Remoras: as a gRPC stream (`remora.Feed/Watch`, to Envoys and whoever changes what it reads)
 //! and as the body of `GET /v1/feed` (`namespace=NAMESPACE`, `service=NAMESPACE/NAME`, each as often as one likes;
-//! everything without). In: a watch. Out: frames. Only on this machine, until readers prove who they are. Whoever reads
-//! slowly costs little, and nobody else anything. Beside it, the files that read it ([`Assets`]).
+//! everything without). In: a watch. Out: frames. To other machines by TLS, and to who shows a token ([`Tokens`]). Whoever
+//! reads slowly costs little, and nobody else anything. Beside it, the files that read it ([`Assets`]).
 
 mod assets;
 mod counts;
 mod message;
 mod place;
+mod tokens;
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http_body_util::channel::{Channel, Sender};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
-use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderName, HeaderValue};
+use hyper::header::{
+    AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderName, HeaderValue, WWW_AUTHENTICATE,
+};
 use hyper::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use selection::ServiceName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_rustls::TlsAcceptor;
 use watcher::Watch;
 use watcher::feed::{self, Subscription, Teller, Told};
 
@@ -34,15 +39,20 @@ pub use assets::Assets;
 pub use counts::{Counts, Reset};
 use message::{Messages, Status};
 pub use place::{Error, Listener, bind};
+pub use tokens::{Refused, Tokens};
 
 /// Readers at once; one more is turned away.
-const READERS: usize = 1024;
+const READERS: usize = 16 << 10;
 /// Connections at once, of which each may carry several readers; more wait in the kernel.
-const CONNECTIONS: usize = 1024;
+const CONNECTIONS: usize = 16 << 10;
 /// Readers on one connection.
 const STREAMS: u32 = 256;
 /// For the request's line and headers.
 const HEADERS_WITHIN: Duration = Duration::from_secs(5);
+/// For a handshake.
+const SHAKES_WITHIN: Duration = Duration::from_secs(5);
+/// A connection on which nobody has shown a good token is let go after this time.
+const SHOWS_WITHIN: Duration = Duration::from_secs(30);
 /// A reader on a gRPC stream says within this time what it wants.
 const SAYS_WITHIN: Duration = Duration::from_secs(30);
 /// A reader that takes nothing for so long is let go.
@@ -58,10 +68,27 @@ const BUFFER: usize = 64 << 10;
 /// The path of the gRPC method.
 const WATCH: &str = "/remora.Feed/Watch";
 
+/// Who is let in from other machines.
+#[derive(Clone)]
+pub struct Door {
+    /// What they see.
+    pub tls: TlsAcceptor,
+    /// Who judges what they show.
+    pub tokens: Arc<Tokens>,
+}
+
+impl std::fmt::Debug for Door {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Door").field(&self.tokens).finish()
+    }
+}
+
 /// Who serves the feed.
 #[derive(Clone, Debug)]
 pub struct Feed {
     watch: Watch,
+    /// Of what comes by TCP, if there is one.
+    door: Option<Door>,
     assets: Option<Assets>,
     counts: Arc<Counts>,
     readers: Arc<Semaphore>,
@@ -72,7 +99,13 @@ type Body = Either<Full<Bytes>, Channel<Bytes>>;
 impl Feed {
     /// Serves what `watch` knows, and files, if there are any to serve.
     pub fn new(watch: Watch, assets: Option<Assets>) -> Self {
-        Self { watch, assets, counts: Arc::default(), readers: Arc::new(Semaphore::new(READERS)) }
+        let readers = Arc::new(Semaphore::new(READERS));
+        Self { watch, door: None, assets, counts: Arc::default(), readers }
+    }
+
+    /// The same, to be served by TCP to whoever comes through `door`.
+    pub fn behind(self, door: Option<Door>) -> Self {
+        Self { door, ..self }
     }
 
     /// What was told to how many.
@@ -93,9 +126,12 @@ impl Feed {
                 Ok(place::Stream::Tcp(stream)) => {
                     // A change is one small packet, and shall not wait for another.
                     let _ = stream.set_nodelay(true);
-                    tokio::spawn(self.clone().converse(stream, place));
+                    tokio::spawn(self.clone().admit(stream, place));
                 }
-                Ok(place::Stream::Unix(stream)) => drop(tokio::spawn(self.clone().converse(stream, place))),
+                Ok(place::Stream::Unix(stream)) => {
+                    let feed = Self { door: None, ..self.clone() };
+                    tokio::spawn(feed.converse(stream, place));
+                }
                 Err(error) => {
                     tracing::warn!(%error, "cannot take a reader of the feed; trying again");
                     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -104,14 +140,26 @@ impl Feed {
         }
     }
 
+    /// Lets in what came by TCP.
+    async fn admit(self, stream: tokio::net::TcpStream, place: OwnedSemaphorePermit) {
+        let Some(door) = self.door.clone() else { return self.converse(stream, place).await };
+        match timeout(SHAKES_WITHIN, door.tls.accept(stream)).await {
+            Ok(Ok(stream)) => self.converse(stream, place).await,
+            Ok(Err(error)) => tracing::debug!(%error, "a handshake of the feed went wrong"),
+            Err(_) => {}
+        }
+    }
+
     async fn converse(
         self,
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         place: OwnedSemaphorePermit,
     ) {
+        let is_known = Arc::new(AtomicBool::new(self.door.is_none()));
+        let known = Arc::clone(&is_known);
         let service = hyper::service::service_fn(move |request| {
-            let feed = self.clone();
-            async move { Ok::<_, Infallible>(feed.answer(request).await) }
+            let (feed, known) = (self.clone(), Arc::clone(&known));
+            async move { Ok::<_, Infallible>(feed.answer(request, &known).await) }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder
@@ -126,16 +174,26 @@ impl Feed {
             .keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_EVERY)
             .max_concurrent_streams(STREAMS);
-        if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
+        let mut served = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let served = match timeout(SHOWS_WITHIN, &mut served).await {
+            Ok(served) => served,
+            Err(_) if is_known.load(Relaxed) => served.await,
+            Err(_) => Ok(()),
+        };
+        if let Err(error) = served {
             tracing::debug!(error, "a reader of the feed went wrong");
         }
         drop(place);
     }
 
     /// Answers soon; what is streamed comes from a task of its own.
-    async fn answer(self, request: Request<Incoming>) -> Response<Body> {
+    async fn answer(self, request: Request<Incoming>, is_known: &AtomicBool) -> Response<Body> {
         if is_grpc(&request) {
-            return self.stream(request);
+            return match self.judge(&request, is_known).await {
+                Ok(until) => self.stream(request, until),
+                Err(Refused::Unknown) => ends(Status::UNAVAILABLE),
+                Err(_) => ends(Status::UNAUTHENTICATED),
+            };
         }
         // Under any host name, as an Envoy's configuration may call this process as it likes: they are no secret.
         if let Some(asset) = Asset::at(request.uri().path()) {
@@ -147,7 +205,8 @@ impl Feed {
         // HTTP/1.1 names the host in a header, HTTP/2 in the request's address.
         let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
         let host = host.or_else(|| request.uri().authority().map(|authority| authority.as_str()));
-        if !http::is_local(host.unwrap_or_default()) {
+        // A browser that was led here has no token.
+        if self.door.is_none() && !http::is_local(host.unwrap_or_default()) {
             return text(StatusCode::FORBIDDEN, "a browser asked under a foreign host name; ask by address");
         }
         match (request.method(), request.uri().path()) {
@@ -155,6 +214,10 @@ impl Feed {
             (_, "/v1/feed") => return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is understood here"),
             _ => return text(StatusCode::NOT_FOUND, INDEX),
         }
+        let until = match self.judge(&request, is_known).await {
+            Ok(until) => until,
+            Err(refused) => return refusal(refused),
+        };
         let subscription = match subscription(request.uri().query().unwrap_or_default()) {
             Ok(subscription) => subscription,
             Err(wrong) => return text(StatusCode::BAD_REQUEST, &wrong),
@@ -167,7 +230,7 @@ impl Feed {
         tokio::spawn(async move {
             let telling = Telling { body, framing: prefixed };
             let mut teller = Teller::new(self.watch.clone(), subscription);
-            self.tell(telling, &mut teller, None).await;
+            self.tell(telling, &mut teller, None, until).await;
             drop(reader);
         });
         let mut response = Response::new(Either::Right(channel));
@@ -177,12 +240,27 @@ impl Feed {
         response
     }
 
-    fn stream(self, request: Request<Incoming>) -> Response<Body> {
-        let ends = |status: Status| {
-            let mut response = grpc(Either::Left(Full::default()));
-            response.headers_mut().extend(status.headers());
-            response
-        };
+    /// Until when whoever asks may read; for ever, without a door.
+    async fn judge(
+        &self,
+        request: &Request<Incoming>,
+        is_known: &AtomicBool,
+    ) -> Result<Option<Instant>, Refused> {
+        let Some(door) = &self.door else { return Ok(None) };
+        match door.tokens.judge(request.headers().get(AUTHORIZATION)).await {
+            Ok(until) => {
+                is_known.store(true, Relaxed);
+                // By a clock that nobody sets.
+                Ok(Some(Instant::now() + until.duration_since(SystemTime::now()).unwrap_or_default()))
+            }
+            Err(refused) => {
+                self.counts.refused(refused);
+                Err(refused)
+            }
+        }
+    }
+
+    fn stream(self, request: Request<Incoming>, until: Option<Instant>) -> Response<Body> {
         if request.uri().path() != WATCH {
             return ends(Status::UNIMPLEMENTED);
         }
@@ -197,7 +275,7 @@ impl Feed {
             let status = match timeout(SAYS_WITHIN, messages.next()).await {
                 Ok(Ok(Some(subscription))) => {
                     let mut teller = Teller::new(self.watch.clone(), subscription);
-                    let told = self.tell(telling, &mut teller, Some(messages)).await;
+                    let told = self.tell(telling, &mut teller, Some(messages), until).await;
                     let Some((back, status)) = told else { return };
                     telling = back;
                     status
@@ -221,6 +299,7 @@ impl Feed {
         mut telling: Telling,
         teller: &mut Teller,
         mut messages: Option<Messages>,
+        until: Option<Instant>,
     ) -> Option<(Telling, Status)> {
         let _counted = self.counts.reader();
         loop {
@@ -238,6 +317,7 @@ impl Feed {
                     }
                     Err(status) => return Some((telling, status)),
                 },
+                () = end(until) => return Some((telling, Status::UNAUTHENTICATED)),
             };
             let frame = match told {
                 Some(Told::Frame(frame)) => frame,
@@ -276,6 +356,14 @@ fn prefixed(frame: &[u8]) -> Vec<u8> {
     [&feed::prefix(frame)[..], frame].concat()
 }
 
+/// Ends then; never, if there is no such time.
+async fn end(until: Option<Instant>) {
+    match until {
+        Some(until) => sleep_until(until).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// The next subscription; waits for ever if there can be none.
 async fn next(messages: &mut Option<Messages>) -> Result<Option<Subscription>, Status> {
     match messages {
@@ -295,6 +383,25 @@ fn is_grpc(request: &Request<Incoming>) -> bool {
 fn grpc(body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    response
+}
+
+/// An answer to who shows no token that is good here (RFC 6750).
+fn refusal(refused: Refused) -> Response<Body> {
+    let challenge = match refused {
+        Refused::Unknown => return text(StatusCode::SERVICE_UNAVAILABLE, &refused.to_string()),
+        Refused::Missing => "Bearer",
+        _ => "Bearer error=\"invalid_token\"",
+    };
+    let mut response = text(StatusCode::UNAUTHORIZED, &refused.to_string());
+    response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+    response
+}
+
+/// An answer to a gRPC call that is its end.
+fn ends(status: Status) -> Response<Body> {
+    let mut response = grpc(Either::Left(Full::default()));
+    response.headers_mut().extend(status.headers());
     response
 }
 

@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 use selection::Here;
 use tokio::sync::watch;
 use watcher::Scope;
-use watcher::kubernetes::Namespaces;
 use watcher::kubernetes::ranges::service_ranges;
+use watcher::kubernetes::{Cluster, Namespaces};
 
 use crate::admin::Admin;
 use crate::capture::merged;
 use crate::certificate::Certificate;
 use crate::config::Hub;
 use crate::ending::{self, Asked};
-use crate::feed::{self, Feed};
+use crate::feed::{self, Door, Feed, Tokens};
 use crate::handover::Inherited;
 use crate::health::{Draining, Health};
 use crate::http;
@@ -63,6 +63,15 @@ async fn serve(config: Hub) -> Result<(), Error> {
         None => None,
     };
 
+    let door = match certificate.as_ref().filter(|_| listener.tcp().is_some()) {
+        Some(certificate) => {
+            let cluster = Cluster::new().await.map_err(watcher::Error::from)?;
+            let tokens = Arc::new(Tokens::new(cluster, config.feed_audience));
+            Some(Door { tls: certificate.acceptor()?, tokens })
+        }
+        None => None,
+    };
+
     let webhook = match config.webhook.zip(certificate.as_ref()) {
         None => None,
         Some((webhook, certificate)) => {
@@ -71,7 +80,7 @@ async fn serve(config: Hub) -> Result<(), Error> {
                 if is_kube { Some(Namespaces::new().await.map_err(watcher::Error::from)?) } else { None };
             let listener = bind("webhook", webhook.address)?;
             let settings = watch::Sender::new(webhook.settings);
-            let webhook = Webhook::new(settings.subscribe(), namespaces);
+            let webhook = Webhook::new(settings.subscribe(), namespaces, Arc::clone(certificate));
             if is_kube && settings.borrow().services.is_empty() {
                 tokio::spawn(learn_ranges(settings));
             }
@@ -82,7 +91,7 @@ async fn serve(config: Hub) -> Result<(), Error> {
     let source = config.source.to_string();
     let watch = watcher::start(config.source, Scope::All, Here::default()).await?;
     announce(&[], &[], &[], Some(&listener), health.as_ref(), admin.as_ref());
-    let feed = Feed::new(watch.clone(), assets);
+    let feed = Feed::new(watch.clone(), assets).behind(door);
     let traffic = Arc::new(Traffic::default());
     let admissions = webhook.as_ref().map(|(webhook, ..)| webhook.counts());
     if let Some(certificate) = certificate.clone() {

@@ -39,6 +39,9 @@ const KINDS: [(&str, &[&str]); 8] = [
     ("CronJob", &["spec", "jobTemplate", "spec", "template"]),
 ];
 
+/// Lists of a Pod in which something is ours, and the names of that.
+const OURS: [(&str, &[&str]); 2] = [("initContainers", &container::NAMES), ("volumes", &[container::TOKEN])];
+
 /// Which way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Way {
@@ -282,6 +285,12 @@ fn add(text: &str, pod: &Node, additions: &Additions) -> Result<String, Impossib
         Some(old) => edits.add_items(&old.value, &additions.init_containers)?,
         None => edits.add_entry(&spec.value, "initContainers", &additions.init_containers)?,
     }
+    if !additions.volumes.is_empty() {
+        match spec.value.entry("volumes") {
+            Some(old) => edits.add_items(&old.value, &additions.volumes)?,
+            None => edits.add_entry(&spec.value, "volumes", &additions.volumes)?,
+        }
+    }
     match pod.entry("metadata") {
         None => {
             edits.add_entry(pod, "metadata", &BTreeMap::from([("annotations", &additions.annotations)]))?;
@@ -301,10 +310,15 @@ fn add(text: &str, pod: &Node, additions: &Additions) -> Result<String, Impossib
 /// What [`add`] means.
 fn added(pod: &mut Value, additions: &Additions) -> Option<()> {
     let spec = pod.get_mut("spec")?.as_object_mut()?;
-    let ours = serde_json::to_value(&additions.init_containers).ok()?;
-    let old = spec.remove("initContainers").unwrap_or_default();
-    let all = [ours, old].into_iter().flat_map(|list| list.as_array().cloned().unwrap_or_default());
-    spec.insert("initContainers".to_owned(), all.collect());
+    let mut prepend = |key: &str, ours: Value| {
+        let old = spec.remove(key).unwrap_or_default();
+        let all = [ours, old].into_iter().flat_map(|list| list.as_array().cloned().unwrap_or_default());
+        spec.insert(key.to_owned(), all.collect());
+    };
+    prepend("initContainers", serde_json::to_value(&additions.init_containers).ok()?);
+    if !additions.volumes.is_empty() {
+        prepend("volumes", serde_json::to_value(&additions.volumes).ok()?);
+    }
     let metadata = mapping(pod, "metadata")?;
     let annotations = mapping(metadata, "annotations")?.as_object_mut()?;
     annotations
@@ -321,10 +335,6 @@ fn mapping<'v>(of: &'v mut Value, key: &str) -> Option<&'v mut Value> {
     Some(mapping)
 }
 
-fn is_ours(container: &Value) -> bool {
-    container["name"].as_str().is_some_and(|name| container::NAMES.contains(&name))
-}
-
 fn is_injected(pod: &Value) -> bool {
     !pod["metadata"]["annotations"][INJECTED].is_null()
 }
@@ -333,14 +343,14 @@ fn is_injected(pod: &Value) -> bool {
 fn remove(text: &str, pod: &Node) -> Result<String, Impossible> {
     let mut edits = Edits::of(text);
     let spec = &pod.entry("spec").ok_or(Impossible)?.value;
-    if let Some(containers) = spec.entry("initContainers") {
-        let Shape::Sequence(_, items) = &containers.value.shape else { return Err(Impossible) };
+    for (list, ours) in OURS {
+        let Some(whole) = spec.entry(list) else { continue };
+        let Shape::Sequence(_, items) = &whole.value.shape else { return Err(Impossible) };
         let name =
             |item: &Node| item.entry("name").map(|entry| text[entry.value.start..entry.value.end].to_owned());
-        let ours = |item: &Node| {
-            name(item).is_some_and(|name| container::NAMES.contains(&name.trim_matches(['"', '\''])))
-        };
-        edits.remove_items(spec, containers, |index| ours(&items[index]));
+        let is_ours =
+            |item: &Node| name(item).is_some_and(|name| ours.contains(&name.trim_matches(['"', '\''])));
+        edits.remove_items(spec, whole, |index| is_ours(&items[index]));
     }
     let metadata = pod.entry("metadata").ok_or(Impossible)?;
     let annotations = metadata.value.entry("annotations").ok_or(Impossible)?;
@@ -356,10 +366,13 @@ fn remove(text: &str, pod: &Node) -> Result<String, Impossible> {
 
 /// What [`remove`] means.
 fn removed(pod: &mut Value) -> Option<()> {
-    if let Some(containers) = pod.get_mut("spec")?.get_mut("initContainers").and_then(Value::as_array_mut) {
-        containers.retain(|container| !is_ours(container));
+    let spec = pod.get_mut("spec")?;
+    for (list, ours) in OURS {
+        if let Some(items) = spec.get_mut(list).and_then(Value::as_array_mut) {
+            items.retain(|item| !item["name"].as_str().is_some_and(|name| ours.contains(&name)));
+        }
+        drop_empty(spec, list);
     }
-    drop_empty(pod.get_mut("spec")?, "initContainers");
     let metadata = pod.get_mut("metadata")?;
     metadata.get_mut("annotations")?.as_object_mut()?.remove(INJECTED);
     drop_empty(metadata, "annotations");

@@ -24,7 +24,7 @@ fn main() -> ExitCode {
             Ok(config) => end(sidecar::sidecar::run(config).map(|()| String::new())),
             Err(error) => usage(&error),
         },
-        Verb::Hub(typed) => match config::Hub::new(typed, in_pod()) {
+        Verb::Hub(typed) => match config::Hub::new(*typed, in_pod()) {
             Ok(config) => end(hub::run(config).map(|()| String::new())),
             Err(error) => usage(&error),
         },

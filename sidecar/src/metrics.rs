@@ -336,6 +336,11 @@ fn told(page: &mut Page<'_>, counts: &feed::Counts) -> fmt::Result {
         "remora_feed_resets",
         "Readers that were not told on: they fell behind, took nothing, sent no subscription or were too many",
         counts.resets().map(|(why, count)| ([("reason", why.label())], count)),
+    )?;
+    page.counters(
+        "remora_feed_refused",
+        "Requests for the feed that were refused for their token",
+        counts.refusals().map(|(why, count)| ([("reason", why.label())], count)),
     )
 }
 

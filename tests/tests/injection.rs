@@ -8,7 +8,7 @@ use std::process::Stdio;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
-use k8s_openapi::api::core::v1::{Namespace as KubeNamespace, Pod as KubePod, Secret};
+use k8s_openapi::api::core::v1::{Namespace as KubeNamespace, Pod as KubePod, Secret, ServiceAccount};
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use rcgen::{CertificateParams, KeyPair};
@@ -24,7 +24,11 @@ tests::tests! {
     the_webhook_injects_pods_as_they_are_made_and_a_dead_one_stops_nobody,
     a_certificate_is_replaced_without_a_gap,
     hubs_make_a_certificate_of_their_own_and_have_it_trusted,
+    a_hub_is_read_by_tls_and_with_a_token_for_it_only,
 }
+
+/// Where hubs serve their feed.
+const FEED: u16 = 64105;
 
 const APP: &str = "
 apiVersion: v1
@@ -261,18 +265,23 @@ fn hub_name(namespace: &Namespace) -> String {
 
 /// The kubeconfig of a user that may do what hubs need, and `more`.
 async fn hub_user(namespace: &Namespace, more: Value) -> PathBuf {
+    namespace.cluster.user_with(&hub_name(namespace), hub_rules(&more)).await
+}
+
+fn hub_rules(more: &Value) -> Value {
     let reads = ["get", "list", "watch"];
     let mut rules = json!([
         {"apiGroups": [""], "resources": ["services", "namespaces"], "verbs": reads},
         {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": reads},
     ]);
     rules.as_array_mut().expect("rules").extend(more.as_array().expect("rules").iter().cloned());
-    namespace.cluster.user_with(&hub_name(namespace), rules).await
+    rules
 }
 
 fn hub_program(world: &World, host: &Host, kubeconfig: &Path, more: &[&str]) -> Program {
     let mut command = host.command(tools::own("remora", "sidecar"));
-    command.env("KUBECONFIG", kubeconfig).args(["hub", "--source", "kube", "--feed", "127.0.0.1:64105"]);
+    command.env("KUBECONFIG", kubeconfig).args(["hub", "--source", "kube"]);
+    command.args(["--feed", &SocketAddr::new(host.ip4().into(), FEED).to_string()]);
     command.args(["--webhook", &hub_address(host).to_string(), "--health", &health_of(host).to_string()]);
     command.args(more);
     Program::start(world, host.name(), command)
@@ -475,4 +484,113 @@ async fn hubs_make_a_certificate_of_their_own_and_have_it_trusted(world: World) 
     .await;
     injected("the API server trusts the new one").await;
     assert_eq!(bundle().await, 2, "both are trusted");
+}
+
+async fn a_hub_is_read_by_tls_and_with_a_token_for_it_only(world: World) {
+    let namespace = Namespace::new(Cluster::shared().await).await;
+    namespace.service("web", json!({"ports": [{"port": 80}]})).await;
+    let accounts: Api<ServiceAccount> = Api::namespaced(namespace.client.clone(), &namespace.name);
+    create(&accounts, json!({"metadata": {"name": "reader"}})).await;
+    let keys = ["/openid/v1/jwks", "/.well-known/openid-configuration"];
+    let asks = [
+        json!({"nonResourceURLs": keys, "verbs": ["get"]}),
+        json!({"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]}),
+    ];
+    let host = Host::new(&world, "hub");
+    let certificate = world.own_folder().join("certificate");
+    std::fs::create_dir_all(&certificate).expect("a folder");
+    let bundle = put_certificate(&certificate, &host);
+    let authority = certificate.join("ca.crt");
+    std::fs::write(&authority, &bundle).expect("a file");
+    let stranger = world.own_folder().join("stranger");
+    std::fs::create_dir_all(&stranger).expect("a folder");
+    put_certificate(&stranger, &host);
+    let file = |name: &str, text: &str| {
+        let path = world.own_folder().join(name);
+        std::fs::write(&path, text).expect("a file");
+        path
+    };
+    let right = file("right", &reader_token(&namespace, "remora").await);
+    let other = file("other", &reader_token(&namespace, "somebody").await);
+    let garbage = file("garbage", "a.b.c");
+    let source = format!("feed:https://{}:{FEED}", host.ip4());
+    let listen = format!("127.0.0.1:0={}/web:80", namespace.name);
+    let reader = |number: u16, authority: &Path, token: Option<&Path>| {
+        let health = SocketAddr::new(host.ip4().into(), 64120 + number);
+        let mut command = host.command(tools::own("remora", "sidecar"));
+        command.args(["sidecar", "--source", &source, "--listen", &listen, "--feed-ca"]).arg(authority);
+        command.args(["--health", &health.to_string(), "--admin", "off"]);
+        token.into_iter().for_each(|token| _ = command.arg("--feed-token").arg(token));
+        (Program::start(&world, &format!("reader-{number}"), command), health)
+    };
+    let ready = async |(program, health): &(Program, SocketAddr)| {
+        wait_until(SOON, "it knows the cluster", async || match ask::get(*health, "/readyz").await {
+            Ok((200, _)) => Ok(()),
+            other => Err(format!("{other:?}; {}", program.state())),
+        })
+        .await;
+    };
+    // Judged by the cluster's keys, and where those are not to be had, by the API server.
+    for (turn, asks) in asks.into_iter().enumerate() {
+        let more = json!([asks]);
+        let kubeconfig = match turn {
+            0 => hub_user(&namespace, more).await,
+            _ => {
+                namespace.cluster.user_with(&format!("reviewing-{}", namespace.name), hub_rules(&more)).await
+            }
+        };
+        let shown = certificate.to_str().expect("UTF-8");
+        let hub = hub_program(&world, &host, &kubeconfig, &["--certificate", shown]);
+        let refused = async |reason: &str| {
+            let (_, page) = ask::get(health_of(&host), "/metrics").await?;
+            let line = format!("remora_feed_refused_total{{reason=\"{reason}\"}} ");
+            let count = page.lines().find_map(|text| text.strip_prefix(&line)?.parse::<u64>().ok());
+            count.ok_or(page)
+        };
+        ready(&reader(0, &authority, Some(&right))).await;
+        let audience = if turn == 0 { "audience" } else { "issuer" };
+        for (number, token, reason, says) in [
+            (
+                1,
+                Some(&other),
+                audience,
+                if turn == 0 { "another audience" } else { "not issued by this cluster" },
+            ),
+            (2, Some(&garbage), "malformed", "none of a ServiceAccount"),
+            (3, None, "missing", "no token"),
+        ] {
+            let (program, health) = reader(number, &authority, token.map(PathBuf::as_path));
+            wait_until(SOON, "it is told why", async || {
+                let is_told = program.output().contains(says);
+                let is_counted = refused(reason).await? > 0;
+                if is_told && is_counted {
+                    Ok(())
+                } else {
+                    Err(format!("{}; {}", program.state(), hub.state()))
+                }
+            })
+            .await;
+            let (status, _) = ask::get(health, "/readyz").await.expect("an answer");
+            assert_eq!(status, 503, "it knows nothing of the cluster");
+        }
+        // Who is somebody else is told nothing, not even a token.
+        let (program, _) = reader(4, &stranger.join("tls.crt"), Some(&right));
+        wait_until(SOON, "it does not trust the hub", async || {
+            let log = program.output();
+            if log.contains("see that --feed-ca names who vouches") { Ok(()) } else { Err(log) }
+        })
+        .await;
+    }
+}
+
+/// A token of the ServiceAccount `reader`, for an audience.
+async fn reader_token(namespace: &Namespace, audience: &str) -> String {
+    let path = format!("/api/v1/namespaces/{}/serviceaccounts/reader/token", namespace.name);
+    let body = json!({
+        "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"audiences": [audience]},
+    });
+    let request = http::Request::post(path).header("Content-Type", "application/json");
+    let request = request.body(body.to_string().into_bytes()).expect("a request");
+    let answer: Value = namespace.client.request(request).await.expect("a token");
+    answer["status"]["token"].as_str().expect("a token").to_owned()
 }

@@ -98,6 +98,8 @@ mod strings;
 mod subscription;
 #[cfg(feature = "feed")]
 mod teller;
+#[cfg(feature = "feed")]
+mod trust;
 mod wire;
 
 use std::time::Duration;
@@ -116,6 +118,8 @@ pub use splitter::{Splitter, prefix};
 pub use subscription::{Names, Subscription};
 #[cfg(feature = "feed")]
 pub use teller::{Teller, Told};
+#[cfg(feature = "feed")]
+pub use trust::Trust;
 
 /// A writer fills a frame up to this size; it is larger only if one operation is. What it has takes a reader about half
 /// a millisecond, and an Envoy's worker moves no bytes meanwhile.

@@ -96,7 +96,13 @@ pub fn client(text: &str) -> Result<SocketAddr, Error> {
 
 fn ask(typed: AskArguments) -> Result<Ask, Error> {
     match &typed.source {
-        Some(text) => Ok(Ask::Source(source("source", text)?, here(typed.place))),
+        Some(text) => match source("source", text)? {
+            Source::Feed(watcher::feed::Address::Tls { .. }) => {
+                let why = format!("{text} is for sidecars, of which one can be asked; leave --source away");
+                Err(Error::Source("source", why))
+            }
+            source => Ok(Ask::Source(source, here(typed.place))),
+        },
         None => {
             let mut admin = address("admin", Some(&typed.admin), ADMIN_IN_POD, ADMIN_IN_POD)?
                 .unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 64103));

@@ -35,7 +35,7 @@ pub enum Error {
     /// A feed beyond loopback.
     #[error(
         "--feed {0} could be reached by other machines, and nobody who reads proves who they are; use a loopback \
-         address such as 127.0.0.1:64105, or unix:PATH"
+         address such as 127.0.0.1:64105, or unix:PATH, or remora hub with --certificate"
     )]
     FeedNotLoopback(SocketAddr),
     /// No place for a certificate.
@@ -47,6 +47,17 @@ pub enum Error {
          --certificate-name, such as remora.remora.svc"
     )]
     CertificateWithoutName(String),
+    /// A hub that cannot be known.
+    #[error("--source {0}: nobody vouches for who answers there; name the hub's CA with --feed-ca")]
+    FeedWithoutAuthority(String),
+    /// Sidecars that could not know their hub.
+    #[error(
+        "--sidecar-source {0}: nobody vouches for who answers there; name the hub's CA with --sidecar-feed-ca"
+    )]
+    InjectWithoutAuthority(String),
+    /// A certificate that cannot be read.
+    #[error("--sidecar-feed-ca {0}: {1}; name a file with certificates, or write them, PEM")]
+    Authority(String, String),
     /// A webhook that has nothing to show.
     #[error(
         "--webhook {0} is asked by TLS, and there is no certificate to show; name a folder with tls.crt and tls.key \

@@ -23,7 +23,11 @@ impl Inject {
     /// # Errors
     /// The first thing that is wrong.
     pub fn new(typed: InjectArguments) -> Result<Self, Error> {
-        Ok(Self { way: Way::Inject(settings(typed.injected)?), ..Self::un(typed.manifests) })
+        let settings = settings(typed.injected)?;
+        if settings.feed_ca.is_none() && settings.source.starts_with("feed:https:") {
+            return Err(Error::InjectWithoutAuthority(settings.source));
+        }
+        Ok(Self { way: Way::Inject(settings), ..Self::un(typed.manifests) })
     }
 
     /// The same for `remora uninject`, in which nothing can be wrong.
@@ -33,13 +37,22 @@ impl Inject {
     }
 }
 
-/// What Pods get.
+/// What Pods get; whoever vouches for their hub may be known later.
 pub(super) fn settings(typed: InjectedArguments) -> Result<Settings, Error> {
     source("sidecar-source", &typed.sidecar_source)?;
     let services = ranges("services", &typed.services)?;
+    let feed_ca = typed.sidecar_feed_ca.filter(|text| !text.trim().is_empty());
+    let feed_ca = match feed_ca {
+        Some(path) if !path.contains("-----BEGIN") => {
+            Some(std::fs::read_to_string(&path).map_err(|error| Error::Authority(path, error.to_string()))?)
+        }
+        pem => pem,
+    };
     Ok(Settings {
         image: typed.image,
         services: services.iter().map(ToString::to_string).collect(),
         source: typed.sidecar_source,
+        feed_ca,
+        feed_audience: typed.feed_audience,
     })
 }

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use super::Refused;
+
 /// The running counts of a feed.
 #[derive(Debug, Default)]
 pub struct Counts {
@@ -11,6 +13,7 @@ pub struct Counts {
     bytes: AtomicU64,
     snapshots: AtomicU64,
     resets: [AtomicU64; Reset::ALL.len()],
+    refused: [AtomicU64; Refused::ALL.len()],
 }
 
 /// Why a reader was not told on as it was.
@@ -75,6 +78,15 @@ impl Counts {
     /// Resets by reason.
     pub fn resets(&self) -> impl Iterator<Item = (Reset, u64)> + '_ {
         Reset::ALL.into_iter().map(|why| (why, self.resets[why as usize].load(Relaxed)))
+    }
+
+    /// Requests that were refused, by reason.
+    pub fn refusals(&self) -> impl Iterator<Item = (Refused, u64)> + '_ {
+        Refused::ALL.into_iter().map(|why| (why, self.refused[why as usize].load(Relaxed)))
+    }
+
+    pub(super) fn refused(&self, why: Refused) {
+        self.refused[why as usize].fetch_add(1, Relaxed);
     }
 
     pub(super) fn reader(self: &Arc<Self>) -> Reader {

@@ -25,7 +25,10 @@ impl Status {
     pub(super) const LATE: Self = Self { code: "4", message: "no subscription came" };
     pub(super) const EXHAUSTED: Self = Self { code: "8", message: "as many readers as are served are here" };
     pub(super) const UNIMPLEMENTED: Self = Self { code: "12", message: "only remora.Feed/Watch is here" };
-    pub(super) const UNAVAILABLE: Self = Self { code: "14", message: "the server ends" };
+    pub(super) const UNAUTHENTICATED: Self =
+        Self { code: "16", message: "show a token of a ServiceAccount that is good here" };
+    pub(super) const UNAVAILABLE: Self =
+        Self { code: "14", message: "the server ends, or does not reach its API server" };
 
     pub(super) fn headers(self) -> impl Iterator<Item = Ending> {
         let named = |name, value| (HeaderName::from_static(name), HeaderValue::from_static(value));

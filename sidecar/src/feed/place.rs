@@ -13,7 +13,7 @@ use crate::http;
 /// A listening socket that takes no connections yet.
 #[derive(Debug)]
 pub enum Listener {
-    /// On a loopback address.
+    /// On an address, of this machine unless readers prove who they are.
     Tcp(std::net::TcpListener),
     /// At a path.
     Unix(std::os::unix::net::UnixListener, PathBuf),
@@ -25,6 +25,9 @@ pub enum Error {
     /// The address cannot be had.
     #[error(transparent)]
     Http(#[from] http::Error),
+    /// Where others ask, and nobody listens.
+    #[error("cannot listen on {0} for --feed; say at which address and port, such as 0.0.0.0:64105")]
+    Url(Address),
     /// The path is somebody's.
     #[error("cannot listen on {0} for --feed: {1}; choose a path of its own with --feed unix:PATH")]
     Occupied(PathBuf, &'static str),
@@ -45,6 +48,7 @@ pub enum Error {
 pub fn bind(address: &Address, inherited: &mut Inherited) -> Result<Listener, Error> {
     match address {
         Address::Tcp(address) => Ok(Listener::Tcp(http::bind("feed", *address, inherited)?)),
+        Address::Tls { .. } => Err(Error::Url(address.clone())),
         Address::Unix(path) => {
             let listener = bind_path(path, inherited.is_from_somebody())?;
             Ok(Listener::Unix(listener, path.clone()))

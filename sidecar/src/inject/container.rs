@@ -6,6 +6,12 @@ use super::pod::{Settings, USER};
 
 /// The names of both.
 pub(super) const NAMES: [&str; 2] = ["remora-capture", "remora"];
+/// The volume with the token, and where it is.
+pub(super) const TOKEN: &str = "remora-token";
+const TOKEN_FOLDER: &str = "/var/run/secrets/remora";
+const TOKEN_FILE: &str = "/var/run/secrets/remora/token";
+/// The kubelet renews it when a fifth of that is left.
+const TOKEN_LASTS: u32 = 3600;
 /// Where the kubelet asks the sidecar.
 const HEALTH: u16 = 64104;
 
@@ -20,6 +26,8 @@ pub(super) struct Container {
     env: Vec<Variable>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     ports: Vec<Port>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    volume_mounts: Vec<Mount>,
     /// `Always` makes it a sidecar, which starts before and ends after the Pod's own containers.
     #[serde(skip_serializing_if = "Option::is_none")]
     restart_policy: Option<&'static str>,
@@ -35,7 +43,44 @@ pub(super) struct Container {
 #[serde(rename_all = "camelCase")]
 struct Variable {
     name: &'static str,
-    value_from: FieldSource,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value_from: Option<FieldSource>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Mount {
+    name: &'static str,
+    mount_path: &'static str,
+    read_only: bool,
+}
+
+/// What the sidecar shows to a hub: a token of the Pod's ServiceAccount, which is for nothing else.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct Volume {
+    name: &'static str,
+    projected: Projected,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct Projected {
+    sources: [Token; 1],
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Token {
+    service_account_token: TokenProjection,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct TokenProjection {
+    audience: String,
+    expiration_seconds: u32,
+    path: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -120,6 +165,7 @@ pub(super) fn capture(settings: &Settings, args: Vec<String>) -> Container {
         args,
         env: Vec::new(),
         ports: Vec::new(),
+        volume_mounts: Vec::new(),
         restart_policy: None,
         startup_probe: None,
         readiness_probe: None,
@@ -140,18 +186,29 @@ pub(super) fn sidecar(
         period_seconds,
         failure_threshold,
     };
-    let variable =
-        |name, field_path| Variable { name, value_from: FieldSource { field_ref: Field { field_path } } };
+    let variable = |name, field_path| {
+        let value_from = Some(FieldSource { field_ref: Field { field_path } });
+        Variable { name, value: None, value_from }
+    };
+    let shows = settings.shows_token();
+    let mut env = vec![
+        variable("REMORA_NODE", "spec.nodeName"),
+        // Clusters from 1.35 on copy it from the node; without it the sidecar asks for its node's.
+        variable("REMORA_ZONE", "metadata.labels['topology.kubernetes.io/zone']"),
+    ];
+    if shows {
+        let said = |name, value| Variable { name, value, value_from: None };
+        env.push(said("REMORA_FEED_CA", settings.feed_ca.clone()));
+        env.push(said("REMORA_FEED_TOKEN", Some(TOKEN_FILE.to_owned())));
+    }
+    let mount = Mount { name: TOKEN, mount_path: TOKEN_FOLDER, read_only: true };
     Container {
         name: NAMES[1],
         image: settings.image.clone(),
         args,
-        env: vec![
-            variable("REMORA_NODE", "spec.nodeName"),
-            // Clusters from 1.35 on copy it from the node; without it the sidecar asks for its node's.
-            variable("REMORA_ZONE", "metadata.labels['topology.kubernetes.io/zone']"),
-        ],
+        env,
         ports: vec![Port { name: "remora-health", container_port: HEALTH }],
+        volume_mounts: if shows { vec![mount] } else { Vec::new() },
         restart_policy: Some("Always"),
         // The Pod's own containers begin when it lives, with or without an API server.
         startup_probe: Some(probe("/livez", 1, 30)),
@@ -159,6 +216,17 @@ pub(super) fn sidecar(
         resources,
         security_context: security(USER, if captures { vec!["NET_RAW"] } else { Vec::new() }),
     }
+}
+
+/// The volumes that a Pod needs for its sidecar.
+pub(super) fn volumes(settings: &Settings) -> Vec<Volume> {
+    let service_account_token = TokenProjection {
+        audience: settings.feed_audience.clone(),
+        expiration_seconds: TOKEN_LASTS,
+        path: "token",
+    };
+    let token = Volume { name: TOKEN, projected: Projected { sources: [Token { service_account_token }] } };
+    if settings.shows_token() { vec![token] } else { Vec::new() }
 }
 
 fn security(user: u32, add: Vec<&'static str>) -> SecurityContext {

@@ -127,9 +127,10 @@ impl<'t> Edits<'t> {
         self.changes.sort_by_key(|(place, _)| place.start);
         let (mut made, mut at) = (String::with_capacity(self.text.len() + 4096), 0);
         for (place, new) in self.changes {
-            made += &self.text[at..place.start];
+            // Of two neighbours that go, one may reach into the other.
+            made += &self.text[at..place.start.max(at)];
             made += &new;
-            at = place.end;
+            at = place.end.max(at);
         }
         made + &self.text[at..]
     }

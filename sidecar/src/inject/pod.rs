@@ -8,7 +8,7 @@ use clap::Parser as _;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::container::{self, Container, Resources};
+use super::container::{self, Container, Resources, Volume};
 use crate::arguments::{Arguments, CaptureVerb, Verb};
 use crate::config;
 use crate::marks::{INJECT, INJECTED};
@@ -45,6 +45,17 @@ pub struct Settings {
     pub services: Vec<String>,
     /// Where the sidecar learns of Services, as `--source` takes it.
     pub source: String,
+    /// Who vouches for the hub there, PEM, if it is one by TLS.
+    pub feed_ca: Option<String>,
+    /// For whom the token is that the sidecar shows to that hub.
+    pub feed_audience: String,
+}
+
+impl Settings {
+    /// Whether the sidecar shows a token to a hub.
+    pub(super) fn shows_token(&self) -> bool {
+        self.source.starts_with("feed:https:")
+    }
 }
 
 /// What a Pod is, besides itself.
@@ -60,6 +71,9 @@ pub struct Additions {
     pub(super) annotations: BTreeMap<&'static str, String>,
     /// In front of all others.
     pub(super) init_containers: Vec<Container>,
+    /// In front of all others, if there are any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) volumes: Vec<Volume>,
     /// What the user should know.
     #[serde(skip)]
     pub note: Option<String>,
@@ -78,6 +92,8 @@ pub enum Skip {
     Windows,
     /// A container of it has our name.
     Name(String),
+    /// A volume of it has our name.
+    Volume,
     /// A container runs as our user, whose packets go past the rules.
     User(String),
     /// A proxy of somebody else takes its connections.
@@ -90,6 +106,8 @@ pub enum Skip {
     Annotation(String),
     /// Nothing is known of its namespace yet.
     Namespace(String),
+    /// The sidecar would not know its hub.
+    Authority,
 }
 
 impl Skip {
@@ -101,18 +119,23 @@ impl Skip {
             Self::HostNetwork => "host-network",
             Self::Windows => "windows",
             Self::Name(_) => "name",
+            Self::Volume => "volume",
             Self::User(_) => "user",
             Self::Mesh(_) => "mesh",
             Self::PodSecurity(_) => "pod-security",
             Self::Nothing => "nothing",
             Self::Annotation(_) => "annotation",
             Self::Namespace(_) => "namespace",
+            Self::Authority => "authority",
         }
     }
 
     /// Whether somebody has to mend something.
     pub fn is_mistake(&self) -> bool {
-        matches!(self, Self::Name(_) | Self::User(_) | Self::Annotation(_) | Self::Namespace(_))
+        matches!(
+            self,
+            Self::Name(_) | Self::Volume | Self::User(_) | Self::Annotation(_) | Self::Namespace(_)
+        )
     }
 }
 
@@ -129,6 +152,11 @@ impl fmt::Display for Skip {
             Self::Name(name) => {
                 write!(f, "it has a container named {name:?}, which is not ours; give that one another name")
             }
+            Self::Volume => write!(
+                f,
+                "it has a volume named {:?}, which is not ours; give that one another name",
+                container::TOKEN
+            ),
             Self::User(name) => write!(
                 f,
                 "container {name:?} runs as user {USER}, the sidecar's own, whose connections are not captured; take \
@@ -149,6 +177,10 @@ impl fmt::Display for Skip {
                  127.0.0.1:8080=shop/web:80"
             ),
             Self::Annotation(why) => f.write_str(why),
+            Self::Authority => f.write_str(
+                "nobody vouches for the hub that is to feed it; start the webhook with a certificate that has a ca.crt, \
+                 or with --sidecar-feed-ca",
+            ),
             Self::Namespace(namespace) => write!(
                 f,
                 "nothing is known of its namespace {namespace} yet, which may forbid capture; make the Pod once more"
@@ -165,12 +197,20 @@ pub fn additions(pod: &Value, around: &Around, settings: &Settings) -> Result<Ad
     if !is_for_us(pod)? {
         return Err(Skip::OptedOut);
     }
+    if settings.shows_token()
+        && items(&pod["spec"]["volumes"]).any(|volume| volume["name"] == container::TOKEN)
+    {
+        return Err(Skip::Volume);
+    }
     let wishes = Wishes::of(pod)?;
     let forbidden =
         around.pod_security.as_ref().filter(|level| matches!(&***level, "baseline" | "restricted"));
     let captures = wishes.captures && forbidden.is_none();
     if !captures && wishes.listen.is_empty() {
         return Err(forbidden.filter(|_| wishes.captures).cloned().map_or(Skip::Nothing, Skip::PodSecurity));
+    }
+    if settings.shows_token() && settings.feed_ca.is_none() {
+        return Err(Skip::Authority);
     }
     let mut init_containers = Vec::new();
     if captures {
@@ -179,7 +219,7 @@ pub fn additions(pod: &Value, around: &Around, settings: &Settings) -> Result<Ad
     let arguments = wishes.sidecar_arguments(settings, captures);
     init_containers.push(container::sidecar(settings, arguments, captures, wishes.resources.clone()));
     for container in &init_containers {
-        judge(&container.args)?;
+        judge(&container.args, settings)?;
     }
     let note = forbidden.filter(|_| wishes.captures).map(|level| {
         format!(
@@ -187,7 +227,7 @@ pub fn additions(pod: &Value, around: &Around, settings: &Settings) -> Result<Ad
         )
     });
     let annotations = BTreeMap::from([(INJECTED, env!("CARGO_PKG_VERSION").to_owned())]);
-    Ok(Additions { annotations, init_containers, note })
+    Ok(Additions { annotations, init_containers, volumes: container::volumes(settings), note })
 }
 
 /// Whether `pod` is one that can have a sidecar, and wants one.
@@ -291,10 +331,14 @@ impl<'p> Wishes<'p> {
 }
 
 /// Reads `arguments` as the container will, so that it starts.
-fn judge(arguments: &[String]) -> Result<(), Skip> {
+fn judge(arguments: &[String], settings: &Settings) -> Result<(), Skip> {
     let program = std::iter::once("remora").chain(arguments.iter().map(String::as_str));
     let judged = match Arguments::try_parse_from(program).map(|arguments| arguments.verb) {
-        Ok(Verb::Sidecar(typed)) => config::Sidecar::new(*typed, true).map(drop),
+        Ok(Verb::Sidecar(mut typed)) => {
+            // Its environment says so there.
+            typed.serving.source.feed_ca = settings.feed_ca.clone();
+            config::Sidecar::new(*typed, true).map(drop)
+        }
         Ok(Verb::Capture { verb: verb @ CaptureVerb::Up(_) }) => config::Capture::new(verb).map(drop),
         _ => return Err(Skip::Annotation("an annotation of remora.dev cannot be read as a flag".to_owned())),
     };

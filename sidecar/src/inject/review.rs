@@ -78,6 +78,12 @@ fn patch(pod: &Value, additions: &Additions) -> Value {
     for (at, container) in additions.init_containers.iter().enumerate() {
         steps.push(add(format!("/spec/initContainers/{at}"), json!(container)));
     }
+    if !additions.volumes.is_empty() && !pod["spec"]["volumes"].is_array() {
+        steps.push(add("/spec/volumes".to_owned(), json!([])));
+    }
+    for (at, volume) in additions.volumes.iter().enumerate() {
+        steps.push(add(format!("/spec/volumes/{at}"), json!(volume)));
+    }
     steps.into()
 }
 
@@ -86,7 +92,13 @@ mod tests {
     use super::*;
 
     fn settings() -> Settings {
-        Settings { image: "remora:1".into(), services: Vec::new(), source: "kube".into() }
+        Settings {
+            image: "remora:1".into(),
+            services: Vec::new(),
+            source: "kube".into(),
+            feed_ca: None,
+            feed_audience: "remora".into(),
+        }
     }
 
     fn question(pod: Value) -> Vec<u8> {

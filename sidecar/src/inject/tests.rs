@@ -3,7 +3,13 @@ use serde_json::json;
 use super::*;
 
 fn settings() -> Settings {
-    Settings { image: "remora:1".into(), services: vec!["10.96.0.0/12".into()], source: "kube".into() }
+    Settings {
+        image: "remora:1".into(),
+        services: vec!["10.96.0.0/12".into()],
+        source: "kube".into(),
+        feed_ca: None,
+        feed_audience: "remora".into(),
+    }
 }
 
 fn inject(text: &str) -> (String, Vec<String>) {
@@ -90,6 +96,46 @@ fn the_containers_are_what_the_design_wants() {
     assert_eq!(sidecar["securityContext"]["runAsUser"], 64102);
     assert_eq!(sidecar["startupProbe"]["httpGet"], json!({"path": "/livez", "port": 64104}));
     assert_eq!(sidecar["readinessProbe"]["httpGet"], json!({"path": "/readyz", "port": 64104}));
+}
+
+/// Of a hub on another machine.
+fn by_hub() -> Settings {
+    let feed_ca = Some("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".to_owned());
+    Settings { source: "feed:https://remora.remora.svc:64105".into(), feed_ca, ..settings() }
+}
+
+#[test]
+fn a_sidecar_that_a_hub_feeds_gets_a_token_and_whom_to_trust() {
+    let way = Way::Inject(by_hub());
+    let mine = "kind: Pod\nmetadata: {name: a}\nspec:\n  volumes:\n  - name: mine\n    emptyDir: {}\n  containers:\n  - name: a\n";
+    for text in FORMS.iter().chain(&[DEPLOYMENT, mine]) {
+        let (changed, report) = change(text, &way);
+        assert!(report.iter().all(|line| line.to_string().ends_with(": injected")), "{report:?} of\n{text}");
+        assert_eq!(uninject(&changed), *text, "from\n{changed}");
+        assert_eq!(change(&changed, &way).0, changed);
+    }
+    let (changed, _) = change(DEPLOYMENT, &way);
+    let pod = &pods(&changed)[0];
+    let sidecar = &pod["spec"]["initContainers"][1];
+    assert_eq!(sidecar["env"][2], json!({"name": "REMORA_FEED_CA", "value": by_hub().feed_ca}));
+    assert_eq!(
+        sidecar["env"][3],
+        json!({"name": "REMORA_FEED_TOKEN", "value": "/var/run/secrets/remora/token"})
+    );
+    assert_eq!(
+        sidecar["volumeMounts"],
+        json!([{"name": "remora-token", "mountPath": "/var/run/secrets/remora", "readOnly": true}])
+    );
+    let token = json!({"audience": "remora", "expirationSeconds": 3600, "path": "token"});
+    assert_eq!(
+        pod["spec"]["volumes"][0],
+        json!({"name": "remora-token", "projected": {"sources": [{"serviceAccountToken": token}]}})
+    );
+    let taken =
+        "kind: Pod\nmetadata: {name: a}\nspec: {volumes: [{name: remora-token}], containers: [{name: a}]}\n";
+    let (changed, report) = change(taken, &way);
+    assert_eq!(changed, taken);
+    assert!(report[0].is_mistake() && report[0].to_string().contains("a volume named"), "{report:?}");
 }
 
 #[test]

@@ -18,6 +18,8 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use watcher::kubernetes::Namespaces;
 
+use crate::certificate::Certificate;
+
 use super::pod::{Around, Settings};
 use super::review::review;
 
@@ -55,13 +57,20 @@ pub struct Webhook {
     settings: watch::Receiver<Settings>,
     /// How namespaces are labelled; without an API server nobody knows, and nothing is demanded.
     namespaces: Option<Namespaces>,
+    /// Sidecars that read this process's feed trust who vouches for it.
+    certificate: Arc<Certificate>,
     counts: Arc<Counts>,
 }
 
 impl Webhook {
-    /// One that gives Pods what `settings` say, if `namespaces` allow it.
-    pub fn new(settings: watch::Receiver<Settings>, namespaces: Option<Namespaces>) -> Self {
-        Self { settings, namespaces, counts: Arc::default() }
+    /// One that gives Pods what `settings` say, if `namespaces` allow it. Where they name nobody who vouches for the
+    /// sidecars' hub, it is whoever vouches for `certificate`.
+    pub fn new(
+        settings: watch::Receiver<Settings>,
+        namespaces: Option<Namespaces>,
+        certificate: Arc<Certificate>,
+    ) -> Self {
+        Self { settings, namespaces, certificate, counts: Arc::default() }
     }
 
     /// What it did.
@@ -126,7 +135,8 @@ impl Webhook {
                 format!("more than {REVIEW_MOST} bytes, or cut off\n"),
             );
         };
-        let settings = self.settings.borrow().clone();
+        let mut settings = self.settings.borrow().clone();
+        settings.feed_ca = settings.feed_ca.or_else(|| self.certificate.authority());
         match review(&body.to_bytes(), &settings, |namespace| self.around(namespace)) {
             Ok(reviewed) => {
                 self.counts.count(reviewed.outcome);

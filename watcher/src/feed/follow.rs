@@ -1,18 +1,20 @@
 //! Another Remora as a source. In: where its feed is, and what of it is followed. Out: events, as of any source. The
-//! frames come as the body of one HTTP answer. Never lets go of what was good: a server that is gone, starts again or
+//! frames come as the body of one HTTP answer, by TLS from another machine. Never lets go of what was good: a server that is gone, starts again or
 //! sends what is no frame leaves everything as it was, until a snapshot is complete.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Incoming;
 use hyper::{Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{sleep, timeout};
+use tokio_rustls::rustls::Error as TlsError;
+use tokio_rustls::rustls::pki_types::ServerName;
 use tracing::{debug, info, warn};
 
 use super::{Address, Decoder, Error, SILENCE, Splitter};
@@ -26,6 +28,10 @@ const ANSWER: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause.
 const PAUSE_LONGEST: Duration = Duration::from_secs(10);
+/// How often it is looked whether there is a new token. A kubelet renews one long before it expires.
+const TOKEN_EVERY: Duration = Duration::from_secs(60);
+/// Of why it was refused, so many bytes are shown.
+const REASON: usize = 1024;
 /// How fine jitter is.
 const DRAWS: u32 = 1 << 10;
 
@@ -53,7 +59,11 @@ pub(crate) async fn follow(address: Address, scope: Scope, events: Events) {
     let (random, mut failures, mut told) = (RandomState::new(), 0_u32, None);
     loop {
         let mut is_read = false;
-        let Err(failure) = read(&address, &scope, &events, &mut is_read, &mut told).await;
+        let failure = match read(&address, &scope, &events, &mut is_read, &mut told).await {
+            // Nothing is lost meanwhile.
+            Ok(Renewed) => continue,
+            Err(failure) => failure,
+        };
         failures = if is_read { 0 } else { failures };
         let (server, error, reason) = (&address, &failure.message, failure.loss.label());
         if told.replace(failure.loss) == Some(failure.loss) {
@@ -71,6 +81,9 @@ pub(crate) async fn follow(address: Address, scope: Scope, events: Events) {
     }
 }
 
+/// There is a new token, by which the feed is to be asked for again.
+struct Renewed;
+
 /// Reads one stream to its end, which is a failure. `is_read`: a transaction was complete.
 async fn read(
     address: &Address,
@@ -78,8 +91,10 @@ async fn read(
     events: &Events,
     is_read: &mut bool,
     told: &mut Option<Loss>,
-) -> Result<std::convert::Infallible, Failure> {
-    let mut body = open(address, scope).await?;
+) -> Result<Renewed, Failure> {
+    let token = token(address)?;
+    let mut body = open(address, scope, token.as_deref()).await?;
+    let mut looked = Instant::now();
     let streams = scope.streams();
     let (mut splitter, mut decoder) = (Splitter::default(), Decoder::new(streams.clone()));
     let mut batch = Vec::new();
@@ -88,6 +103,13 @@ async fn read(
         let part = timeout(SILENCE, body.frame()).await.map_err(silent)?;
         let part = part.ok_or_else(|| Failure::new(Loss::Unreachable, "the server ended the stream"))?;
         let part = part.map_err(|error| Failure::new(Loss::Unreachable, error))?;
+        if token.is_some() && looked.elapsed() >= TOKEN_EVERY {
+            looked = Instant::now();
+            // One that cannot be read is half written; the old one is good for a while.
+            if self::token(address).is_ok_and(|new| new != token) {
+                return Ok(Renewed);
+            }
+        }
         splitter.push(part.data_ref().unwrap_or(&Bytes::new()));
         while let Some(frame) = splitter.frame()? {
             let progress = decoder.frame(frame, &mut |event| batch.push(event));
@@ -111,14 +133,44 @@ async fn read(
     }
 }
 
+/// The token that is shown at this address.
+fn token(address: &Address) -> Result<Option<String>, Failure> {
+    match address {
+        Address::Tls { trust, .. } => trust.token().map_err(|why| Failure::new(Loss::Unauthorized, why)),
+        Address::Tcp(_) | Address::Unix(_) => Ok(None),
+    }
+}
+
 /// Asks for the feed.
-async fn open(address: &Address, scope: &Scope) -> Result<Incoming, Failure> {
-    let unreachable = |error: std::io::Error| Failure::new(Loss::Unreachable, error.kind());
+async fn open(address: &Address, scope: &Scope, token: Option<&str>) -> Result<Incoming, Failure> {
+    let unreachable = |error: std::io::Error| Failure::new(Loss::Unreachable, error);
     let late = |_| Failure::new(Loss::Silent, format!("no answer within {} s", ANSWER.as_secs()));
     let asked = async {
         match address {
-            Address::Tcp(tcp) => ask(TcpStream::connect(tcp).await.map_err(unreachable)?, scope).await,
-            Address::Unix(path) => ask(UnixStream::connect(path).await.map_err(unreachable)?, scope).await,
+            Address::Tcp(tcp) => ask(TcpStream::connect(tcp).await.map_err(unreachable)?, scope, token).await,
+            Address::Unix(path) => {
+                ask(UnixStream::connect(path).await.map_err(unreachable)?, scope, token).await
+            }
+            Address::Tls { host, port, trust } => {
+                let connector = trust.connector().map_err(|why| Failure::new(Loss::Unauthorized, why))?;
+                let name = ServerName::try_from(host.clone());
+                let name = name.map_err(|error| Failure::new(Loss::Failed, error))?;
+                let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(unreachable)?;
+                let untrusted = |error: std::io::Error| match error
+                    .get_ref()
+                    .map(|inner| inner.is::<TlsError>())
+                {
+                    Some(true) => Failure::new(
+                        Loss::Unauthorized,
+                        format!(
+                            "{error}; see that --feed-ca names who vouches for that server, and for this name"
+                        ),
+                    ),
+                    _ => unreachable(error),
+                };
+                let stream = connector.connect(name, stream).await.map_err(untrusted)?;
+                ask(stream, scope, token).await
+            }
         }
     };
     timeout(ANSWER, asked).await.map_err(late)?
@@ -127,19 +179,27 @@ async fn open(address: &Address, scope: &Scope) -> Result<Incoming, Failure> {
 async fn ask<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     stream: S,
     scope: &Scope,
+    token: Option<&str>,
 ) -> Result<Incoming, Failure> {
     let failed = |error: &dyn std::fmt::Display| Failure::new(Loss::Failed, error.to_string());
     let connected = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = connected.map_err(|error| failed(&error))?;
     // Ends when the body is dropped.
     tokio::spawn(connection);
-    let request = Request::get(path(scope))
-        .header(header::HOST, "localhost")
-        .body(Empty::<Bytes>::new())
-        .map_err(|error| failed(&error))?;
+    let request = Request::get(path(scope)).header(header::HOST, "localhost");
+    let request = match token {
+        Some(token) => request.header(header::AUTHORIZATION, format!("Bearer {token}")),
+        None => request,
+    };
+    let request = request.body(Empty::<Bytes>::new()).map_err(|error| failed(&error))?;
     let response = sender.send_request(request).await.map_err(|error| failed(&error))?;
     match response.status() {
         StatusCode::OK => Ok(response.into_body()),
+        StatusCode::UNAUTHORIZED => {
+            let said = Limited::new(response.into_body(), REASON).collect().await;
+            let said = said.map(|body| String::from_utf8_lossy(&body.to_bytes()).trim().to_owned());
+            Err(Failure::new(Loss::Unauthorized, format!("the server says: {}", said.unwrap_or_default())))
+        }
         status => Err(Failure::new(Loss::Failed, format!("the server answers {status}"))),
     }
 }
