@@ -8,7 +8,7 @@ use selection::Here;
 use tokio::sync::watch;
 use watcher::Scope;
 use watcher::kubernetes::ranges::service_ranges;
-use watcher::kubernetes::{Cluster, Namespaces};
+use watcher::kubernetes::{Cluster, Namespaces, Notices};
 
 use crate::admin::Admin;
 use crate::capture::merged;
@@ -76,11 +76,15 @@ async fn serve(config: Hub) -> Result<(), Error> {
         None => None,
         Some((webhook, certificate)) => {
             let is_kube = matches!(config.source, watcher::Source::Kube(_));
-            let namespaces =
-                if is_kube { Some(Namespaces::new().await.map_err(watcher::Error::from)?) } else { None };
+            let (mut namespaces, mut notices) = (None, None);
+            if is_kube {
+                namespaces = Some(Namespaces::new().await.map_err(watcher::Error::from)?);
+                notices = Some(Notices::new("remora-hub", None).await.map_err(watcher::Error::from)?);
+            }
             let listener = bind("webhook", webhook.address)?;
             let settings = watch::Sender::new(webhook.settings);
-            let webhook = Webhook::new(settings.subscribe(), namespaces, Arc::clone(certificate));
+            let webhook =
+                Webhook::new(settings.subscribe(), namespaces, Arc::clone(certificate)).telling(notices);
             if is_kube && settings.borrow().services.is_empty() {
                 tokio::spawn(learn_ranges(settings));
             }

@@ -8,9 +8,11 @@ use std::process::Stdio;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{Namespace as KubeNamespace, Pod as KubePod, Secret, ServiceAccount};
+use k8s_openapi::api::events::v1::Event;
 use kube::Api;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use rcgen::{CertificateParams, KeyPair};
 use serde_json::{Value, json};
 use tests::cluster::{SERVICES, create};
@@ -25,6 +27,7 @@ tests::tests! {
     a_certificate_is_replaced_without_a_gap,
     hubs_make_a_certificate_of_their_own_and_have_it_trusted,
     a_hub_is_read_by_tls_and_with_a_token_for_it_only,
+    who_makes_a_pod_without_a_sidecar_is_told_why,
 }
 
 /// Where hubs serve their feed.
@@ -273,6 +276,7 @@ fn hub_rules(more: &Value) -> Value {
     let mut rules = json!([
         {"apiGroups": [""], "resources": ["services", "namespaces"], "verbs": reads},
         {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": reads},
+        {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
     ]);
     rules.as_array_mut().expect("rules").extend(more.as_array().expect("rules").iter().cloned());
     rules
@@ -593,4 +597,62 @@ async fn reader_token(namespace: &Namespace, audience: &str) -> String {
     let request = request.body(body.to_string().into_bytes()).expect("a request");
     let answer: Value = namespace.client.request(request).await.expect("a token");
     answer["status"]["token"].as_str().expect("a token").to_owned()
+}
+
+async fn who_makes_a_pod_without_a_sidecar_is_told_why(world: World) {
+    let namespace = Namespace::new(Cluster::shared().await).await;
+    let hub = Hub::start(&world, &namespace).await;
+    let on_node = APP.replace("spec:\n", "spec:\n  hostNetwork: true\n");
+    assert_eq!(hub.injects(&namespace, &on_node).await, Ok(false), "nobody is told of a dry run");
+    let out = APP.replace("{name: app}", "{name: out, labels: {remora.dev/inject: disabled}}");
+    created(&namespace, &out).await.expect("it is made, and nobody is told of what is wanted so");
+
+    let sets = Api::<ReplicaSet>::namespaced(namespace.client.clone(), &namespace.name);
+    let labels = json!({"app": "web"});
+    let template =
+        json!({"metadata": {"labels": labels}, "spec": {"containers": [{"name": "app", "image": "none"}]}});
+    let spec = json!({"selector": {"matchLabels": labels}, "template": template});
+    let uid = create(&sets, json!({"metadata": {"name": "web"}, "spec": spec})).await.metadata.uid;
+    let uid = uid.expect("a uid");
+    let owned = format!(
+        "{{generateName: web-, ownerReferences: [{{apiVersion: apps/v1, kind: ReplicaSet, name: web, uid: {uid}, \
+         controller: true}}]}}"
+    );
+    let owned = on_node.replace("{name: app}", &owned);
+    let wrong =
+        APP.replace("{name: app}", "{generateName: wrong-, annotations: {remora.dev/listen: nowhere}}");
+    let told = async || {
+        let events = Api::<Event>::namespaced(namespace.client.clone(), &namespace.name);
+        let all = events.list(&ListParams::default()).await.map_err(|error| error.to_string())?;
+        let told = all.items.into_iter().filter(|event| event.reason.as_deref() == Some("InjectionSkipped"));
+        Ok::<_, String>(told.collect::<Vec<_>>())
+    };
+    // The hub tells in the order of the Pods: with the last one told, all that came before are.
+    for (manifest, kind, number) in [(&owned, "ReplicaSet", 3), (&wrong, "Pod", 1)] {
+        wait_until(SOON, &format!("the {kind} is told"), async || {
+            for _ in 0..number {
+                // One that the API server did not ask about in time is made too.
+                created(&namespace, manifest).await?;
+            }
+            let told = told().await?;
+            let is_about = |event: &Event| {
+                event.regarding.as_ref().is_some_and(|about| about.kind.as_deref() == Some(kind))
+            };
+            if told.iter().any(is_about) { Ok(()) } else { Err(format!("{told:?}; {}", hub.program.state())) }
+        })
+        .await;
+    }
+    let told = told().await.expect("Events");
+    let [owner, bare] = &told[..] else { panic!("not one for each who makes Pods: {told:#?}") };
+    let (owner, bare) = if owner.type_.as_deref() == Some("Normal") { (owner, bare) } else { (bare, owner) };
+    let about = owner.regarding.clone().expect("an object");
+    assert_eq!((about.name.as_deref(), about.uid), (Some("web"), Some(uid)));
+    assert!(owner.note.as_ref().is_some_and(|note| note.contains("hostNetwork")), "{owner:?}");
+    assert_eq!(bare.type_.as_deref(), Some("Warning"));
+    assert!(
+        bare.note
+            .as_ref()
+            .is_some_and(|note| note.contains("remora.dev/listen") || note.contains("--listen")),
+        "{bare:?}"
+    );
 }

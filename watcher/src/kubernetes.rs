@@ -33,7 +33,7 @@ use stream::{Follower, Told};
 pub use cluster::{Cluster, Refusal};
 pub use kept::Kept;
 pub use namespaces::Namespaces;
-pub use notices::{Notice, Notices};
+pub use notices::{About, Notice, Notices};
 
 /// How the Kubernetes API is followed.
 #[derive(Clone, Debug)]

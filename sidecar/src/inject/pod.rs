@@ -130,6 +130,11 @@ impl Skip {
         }
     }
 
+    /// Whether the Pod was meant to have a sidecar.
+    pub fn was_wanted(&self) -> bool {
+        !matches!(self, Self::Injected | Self::OptedOut)
+    }
+
     /// Whether somebody has to mend something.
     pub fn is_mistake(&self) -> bool {
         matches!(

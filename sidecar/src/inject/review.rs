@@ -4,6 +4,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
+use watcher::kubernetes::{About, Notice};
 
 use super::pod::{Additions, Around, Settings, Skip, additions};
 
@@ -17,6 +18,8 @@ pub(super) struct Reviewed {
     pub(super) answer: Vec<u8>,
     /// A stable word: `injected`, or why not.
     pub(super) outcome: &'static str,
+    /// What is told about a Pod that was meant to have a sidecar and is made without one.
+    pub(super) notice: Option<Notice>,
 }
 
 /// What was asked is no AdmissionReview of a Pod.
@@ -43,6 +46,7 @@ pub(super) fn review(
     let namespace = request["namespace"].as_str().unwrap_or("default");
     let added = around(namespace).ok_or(Skip::Namespace(namespace.to_owned()));
     let mut response = json!({"uid": uid, "allowed": true});
+    let mut notice = None;
     let (outcome, warning) = match added.and_then(|around| additions(pod, &around, settings)) {
         Ok(additions) => {
             let patch = patch(pod, &additions).to_string();
@@ -50,7 +54,18 @@ pub(super) fn review(
             response["patch"] = json!(STANDARD.encode(patch));
             ("injected", additions.note.map(|note| format!("injected {note}")))
         }
-        Err(skip) => (skip.label(), skip.is_mistake().then(|| format!("skipped: {skip}"))),
+        Err(skip) => {
+            // Of a dry run there is no Pod.
+            let is_told = request["dryRun"] != true && skip.was_wanted();
+            notice = is_told.then(|| Notice {
+                about: about(pod, namespace),
+                is_warning: skip.is_mistake(),
+                reason: "InjectionSkipped",
+                action: "Inject",
+                note: format!("a Pod is made without a sidecar: {skip}"),
+            });
+            (skip.label(), skip.is_mistake().then(|| format!("skipped: {skip}")))
+        }
     };
     if let Some(mut warning) = warning.map(|warning| format!("remora: {warning}")) {
         warning.truncate(warning.floor_char_boundary(WARNING));
@@ -58,7 +73,37 @@ pub(super) fn review(
     }
     let answer =
         json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response});
-    Ok(Reviewed { answer: answer.to_string().into_bytes(), outcome })
+    Ok(Reviewed { answer: answer.to_string().into_bytes(), outcome, notice })
+}
+
+/// Where people look for what became of `pod`: at what makes it, which is there. A Pod that is made by nobody is named
+/// without its uid: it has none before it is admitted.
+fn about(pod: &Value, namespace: &str) -> About {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let metadata = &pod["metadata"];
+    let owners = metadata["ownerReferences"].as_array().into_iter().flatten();
+    match owners.into_iter().find(|owner| owner["controller"] == true) {
+        Some(owner) => About::Object {
+            api_version: text(&owner["apiVersion"]),
+            kind: text(&owner["kind"]),
+            namespace: namespace.to_owned(),
+            name: text(&owner["name"]),
+            uid: owner["uid"].as_str().map(str::to_owned),
+        },
+        // Of a name that the API server is to complete, what it begins with; a name never ends like that.
+        None => About::Object {
+            api_version: "v1".to_owned(),
+            kind: "Pod".to_owned(),
+            namespace: namespace.to_owned(),
+            name: metadata["name"]
+                .as_str()
+                .or(metadata["generateName"].as_str())
+                .unwrap_or_default()
+                .trim_end_matches(['-', '.'])
+                .to_owned(),
+            uid: None,
+        },
+    }
 }
 
 /// The steps that add `additions` to `pod`, each of which only adds.
@@ -164,6 +209,47 @@ mod tests {
         assert_eq!((outcome, patch, &response["warnings"]), ("opted-out", Value::Null, &Value::Null));
         let (_, patch, outcome) = answer(pod(json!({})), None);
         assert_eq!((outcome, patch), ("namespace", Value::Null));
+    }
+
+    #[test]
+    fn what_makes_a_pod_is_told_that_it_has_no_sidecar() {
+        let notice = |pod: &Value, is_dry: bool| {
+            let mut question: Value = serde_json::from_slice(&question(pod.clone())).unwrap();
+            question["request"]["dryRun"] = is_dry.into();
+            let around = |_: &str| Some(Around::default());
+            review(question.to_string().as_bytes(), &settings(), around).unwrap().notice
+        };
+        let mut pod = json!({
+            "metadata": {
+                "generateName": "web-",
+                "ownerReferences": [
+                    {"apiVersion": "v1", "kind": "ConfigMap", "name": "other", "uid": "u-0"},
+                    {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "u-1", "controller": true},
+                ],
+            },
+            "spec": {"hostNetwork": true, "containers": [{"name": "a"}]},
+        });
+        let told = notice(&pod, false).expect("a notice");
+        let of = |api_version: &str, kind: &str, name: &str, uid: Option<&str>| About::Object {
+            api_version: api_version.to_owned(),
+            kind: kind.to_owned(),
+            namespace: "shop".to_owned(),
+            name: name.to_owned(),
+            uid: uid.map(str::to_owned),
+        };
+        assert_eq!(told.about, of("apps/v1", "ReplicaSet", "web", Some("u-1")));
+        assert!(!told.is_warning && told.note.contains("hostNetwork"), "{told:?}");
+        assert_eq!(notice(&pod, true), None, "a dry run");
+        pod["metadata"] = json!({"name": "web", "annotations": {"remora.dev/capture": "maybe"}});
+        pod["spec"]["hostNetwork"] = false.into();
+        let told = notice(&pod, false).expect("a notice");
+        assert_eq!((told.about, told.is_warning), (of("v1", "Pod", "web", None), true));
+        for settled in
+            [json!({"remora.dev/inject": "disabled"}), json!({"remora.dev/injected": "1"}), json!({})]
+        {
+            pod["metadata"]["annotations"] = settled;
+            assert_eq!(notice(&pod, false), None, "{pod}");
+        }
     }
 
     #[test]

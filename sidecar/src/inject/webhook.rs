@@ -16,7 +16,7 @@ use hyper_util::server::conn::auto::Builder;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
-use watcher::kubernetes::Namespaces;
+use watcher::kubernetes::{Namespaces, Notices};
 
 use crate::certificate::Certificate;
 
@@ -59,6 +59,8 @@ pub struct Webhook {
     namespaces: Option<Namespaces>,
     /// Sidecars that read this process's feed trust who vouches for it.
     certificate: Arc<Certificate>,
+    /// Where it is told which Pods are made without a sidecar, if anybody can hear of it.
+    notices: Option<Notices>,
     counts: Arc<Counts>,
 }
 
@@ -70,7 +72,13 @@ impl Webhook {
         namespaces: Option<Namespaces>,
         certificate: Arc<Certificate>,
     ) -> Self {
-        Self { settings, namespaces, certificate, counts: Arc::default() }
+        Self { settings, namespaces, certificate, notices: None, counts: Arc::default() }
+    }
+
+    /// Has `notices` told of Pods that get nothing.
+    pub fn telling(mut self, notices: Option<Notices>) -> Self {
+        self.notices = notices;
+        self
     }
 
     /// What it did.
@@ -140,6 +148,9 @@ impl Webhook {
         match review(&body.to_bytes(), &settings, |namespace| self.around(namespace)) {
             Ok(reviewed) => {
                 self.counts.count(reviewed.outcome);
+                if let Some((notices, notice)) = self.notices.as_ref().zip(reviewed.notice) {
+                    notices.tell(notice);
+                }
                 let mut response = Response::new(Full::from(reviewed.answer));
                 response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
                 response

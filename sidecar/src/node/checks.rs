@@ -11,7 +11,7 @@ use std::time::Duration;
 use hyper::StatusCode;
 use selection::{Family, ServiceName, ServicePort, Table};
 use tokio::task::JoinHandle;
-use watcher::kubernetes::{Notice, Notices};
+use watcher::kubernetes::{About, Notice, Notices};
 
 use super::Lacking;
 use crate::handover::Inherited;
@@ -162,7 +162,8 @@ impl Told {
         tracing::warn!(%service, "{note}");
         if let Some(notices) = notices {
             let reason = "FailedToStartServiceHealthcheck";
-            notices.tell(Notice { service, reason, action: "Listen", note });
+            let about = About::Service(service);
+            notices.tell(Notice { about, is_warning: true, reason, action: "Listen", note });
         }
     }
 }

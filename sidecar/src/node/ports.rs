@@ -9,7 +9,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use selection::{Destination, Family, Path, Protocol, ServiceName, Table};
 use tokio::task::yield_now;
-use watcher::kubernetes::{Notice, Notices};
+use watcher::kubernetes::{About, Notice, Notices};
 
 use super::{Lacking, RETRY};
 use crate::tcp::{self, Entrance, NodePort, Opened, Opener};
@@ -155,7 +155,8 @@ impl Ports {
         );
         tracing::warn!("{note}");
         if let Some(notices) = &self.notices {
-            notices.tell(Notice { service, reason: "NodePortTaken", action: "Listen", note });
+            let (about, reason) = (About::Service(service), "NodePortTaken");
+            notices.tell(Notice { about, is_warning: true, reason, action: "Listen", note });
         }
     }
 }
