@@ -28,6 +28,10 @@ pub enum Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Kubernetes(watcher::kubernetes::Error::NoConfig(why)) => write!(
+                f,
+                "do not know which Kubernetes API to ask: {why}; set KUBECONFIG, or run in a Pod with a service account"
+            ),
             Self::Kubernetes(error) => error.fmt(f),
             Self::Print(error) => write!(f, "cannot print the findings: {error}; try -o text"),
             Self::Failed(1) => f.write_str("1 check failed; what to do stands below it"),

@@ -30,9 +30,11 @@ pub fn start(format: LogFormat, level: &str) {
     drop(is_started);
 }
 
-/// Starts the logging of a command that ends soon: warnings, as bare sentences.
+/// Starts the logging of a command that ends soon: our warnings, as bare sentences. What a library warns of is in the error
+/// that the command ends with.
 pub fn start_for_answer() {
-    let filter = filter("warn").unwrap_or_else(|| EnvFilter::new("warn"));
+    let ours = OURS.map(|name| format!("{name}=warn")).join(",");
+    let filter = EnvFilter::new(format!("off,{ours}"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let is_started =
         builder.with_ansi(is_coloured()).with_target(false).with_timer(NoTime).finish().try_init();

@@ -130,6 +130,8 @@ impl fmt::Display for Report {
         }
         match (self.failures(), self.count(Outcome::Warning)) {
             (0, 0) => writeln!(f, "all is well"),
+            (0, warnings) => writeln!(f, "nothing failed, {warnings} to look at"),
+            (failed, 0) => writeln!(f, "{failed} failed"),
             (failed, warnings) => writeln!(f, "{failed} failed, {warnings} to look at"),
         }
     }

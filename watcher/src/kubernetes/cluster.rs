@@ -59,7 +59,7 @@ impl Cluster {
     /// If there is no way to a Kubernetes API.
     pub async fn new() -> Result<Self, Error> {
         let (client, url) = client().await?;
-        Ok(Self { client, url })
+        Ok(Self { client, url: url.trim_end_matches('/').to_owned() })
     }
 
     /// Where it is.

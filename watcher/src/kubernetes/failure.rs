@@ -62,9 +62,12 @@ impl Failure {
     }
 }
 
-/// An error with its causes; those that repeat what was said are left out.
+/// An error with its causes; those that repeat what was said are left out, and in which layer of kube it was.
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
+    if let Some(rest) = text.strip_prefix("ServiceError: ") {
+        text = rest.to_owned();
+    }
     let mut next = error.source();
     while let Some(cause) = next {
         let cause_text = cause.to_string();
