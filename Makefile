@@ -4,7 +4,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/remora
 DENY  := $(CACHE)/cargo-deny-0.20.2/bin/cargo-deny
 
 .DEFAULT_GOAL := help
-.PHONY: help demo image test lint bench fmt
+.PHONY: help demo image install.yaml test lint bench fmt
 
 help: ## List these commands.
 	@sed -n 's/^\([a-z.]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$(printf '\t') read -r name what; do \
@@ -18,6 +18,9 @@ demo: ## Balance connections over tiny servers, then by an Envoy beside the side
 image: ## Build the container image: target/remora.tar.
 	@.ci/prerequisites image
 	@sidecar/image >/dev/null
+
+install.yaml: ## Write what `kubectl apply -f` takes, as the chart gives it.
+	@chart/install >install.yaml.new && mv install.yaml.new install.yaml
 
 test: lint ## Pass every test: lint, unit, end to end against a real control plane.
 	@tests/tools

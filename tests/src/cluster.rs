@@ -2,7 +2,8 @@
 //!
 //! In: which etcd. Out: clients, kubeconfig files, and faults that are real ones: compaction, a stop,
 //! a kill. There is no kubelet and no scheduler: nodes and Pods are what the tests write
-//! ([`crate::pods`]); a test that wants nodes with kube-proxies asks for them ([`crate::node`]). It never runs a controller other than those of EndpointSlices.
+//! ([`crate::pods`]); a test that wants nodes with kube-proxies asks for them ([`crate::node`]). It never runs a controller
+//! other than those of EndpointSlices, unless it is asked for [`Extent::Deployments`].
 
 mod certificates;
 
@@ -15,7 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use http::Request;
-use k8s_openapi::api::core::v1::{Namespace as KubeNamespace, Node as KubeNode, Service};
+use k8s_openapi::api::core::v1::{Namespace as KubeNamespace, Node as KubeNode, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
@@ -58,8 +59,19 @@ pub enum Etcd {
     Old,
 }
 
+/// Which objects a cluster makes of others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// EndpointSlices of Services and Pods; Pods have no ServiceAccount.
+    Endpoints,
+    /// Besides, Pods of Deployments, each with its namespace's ServiceAccount and what a kubelet is to mount for it; and
+    /// what is deleted takes with it what was made of it.
+    Deployments,
+}
+
 /// Owning one means that its programs run; dropping it ends them.
 pub struct Cluster {
+    extent: Extent,
     nodes: OnceCell<[Node; 2]>,
     authority: Authority,
     api: Mutex<Option<Program>>,
@@ -75,8 +87,13 @@ static SHARED: Mutex<Option<Arc<OnceCell<Arc<Cluster>>>>> = Mutex::new(None);
 impl Cluster {
     /// The one cluster of this test binary, started by the first test that wants it.
     pub async fn shared() -> Arc<Cluster> {
+        Cluster::shared_of(Extent::Endpoints).await
+    }
+
+    /// The same; where the first test wants another extent than [`Extent::Endpoints`], all have that.
+    pub async fn shared_of(extent: Extent) -> Arc<Cluster> {
         let cell = SHARED.lock().expect("no panic holds it").get_or_insert_default().clone();
-        cell.get_or_init(async || Cluster::start("cluster", Etcd::New).await).await.clone()
+        cell.get_or_init(async || Cluster::start_of("cluster", Etcd::New, extent).await).await.clone()
     }
 
     /// Ends the shared cluster, at the end of the test binary.
@@ -86,6 +103,10 @@ impl Cluster {
 
     /// Starts a cluster and returns when it serves.
     pub async fn start(name: &str, etcd: Etcd) -> Arc<Cluster> {
+        Cluster::start_of(name, etcd, Extent::Endpoints).await
+    }
+
+    async fn start_of(name: &str, etcd: Etcd, extent: Extent) -> Arc<Cluster> {
         let started = Instant::now();
         let world = World::new(name);
         let host = Host::new(&world, "api");
@@ -93,6 +114,7 @@ impl Cluster {
         authority.server(&[host.ip4().into(), IpAddr::from([127, 0, 0, 1]), IpAddr::from(KUBERNETES)]);
         let etcd = start_etcd(&world, &host, etcd);
         let cluster = Cluster {
+            extent,
             nodes: OnceCell::new(),
             authority,
             api: Mutex::default(),
@@ -290,18 +312,29 @@ impl Cluster {
             .arg(format!("--service-account-key-file={}", file("accounts.pub")))
             .arg(format!("--service-cluster-ip-range={}", SERVICES.join(",")))
             .arg("--authorization-mode=RBAC")
-            // Pods would need a service account, which needs a controller that is not run.
-            .arg("--disable-admission-plugins=ServiceAccount")
+            // Webhooks of Services are asked at their endpoints: on this host is no kube-proxy.
+            .arg("--enable-aggregator-routing=true")
             // Compaction is for tests to cause.
             .arg("--etcd-compaction-interval=0");
+        if self.extent == Extent::Endpoints {
+            // Pods would need a service account, which needs a controller that is not run.
+            command.arg("--disable-admission-plugins=ServiceAccount");
+        }
         Program::start(&self.world, "kube-apiserver", command)
     }
 
     fn start_controllers(&self) -> Program {
+        let mut controllers = vec!["endpointslice-controller", "endpointslice-mirroring-controller"];
+        if self.extent == Extent::Deployments {
+            controllers.extend(["deployment-controller", "replicaset-controller", "namespace-controller"]);
+            controllers.extend(["serviceaccount-controller", "root-ca-certificate-publisher-controller"]);
+            controllers.push("garbage-collector-controller");
+        }
         let mut command = self.host.command(tools::built("kube-controller-manager"));
         command
-            .arg(format!("--kubeconfig={}", self.world.folder().join("admin.kubeconfig").display()))
-            .arg("--controllers=endpointslice-controller,endpointslice-mirroring-controller")
+            .arg(format!("--kubeconfig={}", self.administrator().display()))
+            .arg(format!("--controllers={}", controllers.join(",")))
+            .arg(format!("--root-ca-file={}", self.authority().display()))
             .args(["--leader-elect=false", "--secure-port=0"])
             .args(["--kube-api-qps=500", "--kube-api-burst=1000"]);
         Program::start(&self.world, "kube-controller-manager", command)
@@ -388,6 +421,13 @@ impl Namespace {
         let name = format!("shop-{number}");
         let client = cluster.client().await;
         create::<KubeNamespace>(&Api::all(client.clone()), json!({"metadata": {"name": name}})).await;
+        if cluster.extent == Extent::Deployments {
+            let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), &name);
+            wait_until(READY, &format!("{name} has a ServiceAccount"), async || {
+                accounts.get("default").await.map(drop).map_err(|error| error.to_string())
+            })
+            .await;
+        }
         Namespace { name, number, cluster, client }
     }
 
