@@ -9,6 +9,10 @@ mod volumes;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use http::Request;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 
 use crate::cluster::KUBERNETES;
@@ -28,6 +32,16 @@ pub struct Around<'a> {
     pub image: Option<&'a Image>,
     /// The cluster's DNS, if there is one.
     pub dns: Option<Ipv4Addr>,
+}
+
+/// What the volumes of a Pod have. Owning one means that its containers can start without an API server.
+pub struct Mounted(Volumes);
+
+impl Mounted {
+    /// Of a Pod that may be injected.
+    pub async fn of(namespace: &Namespace, pod: &Value) -> Mounted {
+        Mounted(Volumes::with_account(namespace, pod).await)
+    }
 }
 
 /// A Pod's init containers that run on: its sidecars.
@@ -59,10 +73,25 @@ impl Sidecars {
         pod: &Value,
         around: &Around<'_>,
     ) -> Sidecars {
-        let volumes = Volumes::with_account(namespace, pod).await;
+        let mounted = Mounted::of(namespace, pod).await;
+        Sidecars::start_mounted(world, host, pod, &mounted, around).await
+    }
+
+    /// The same of a Pod whose volumes are mounted already: the API server is not asked.
+    ///
+    /// # Panics
+    /// When one of them fails, with its log.
+    pub async fn start_mounted(
+        world: &World,
+        host: &Host,
+        pod: &Value,
+        mounted: &Mounted,
+        around: &Around<'_>,
+    ) -> Sidecars {
+        let Mounted(volumes) = mounted;
         let mut running = Vec::new();
         for container in pod["spec"]["initContainers"].as_array().expect("init containers") {
-            let started = start(world, host, pod, container, &volumes, around).await;
+            let started = start(world, host, pod, container, volumes, around).await;
             if container["restartPolicy"] == "Always" {
                 wait_probed(host, container, "startupProbe", &started).await;
                 running.push(started);
@@ -99,6 +128,39 @@ pub async fn run(
     let started = start(world, host, pod, container, &volumes, around).await;
     wait_probed(host, container, "readinessProbe", &started).await;
     started
+}
+
+/// Gives `pod` its node, as a scheduler does.
+///
+/// # Panics
+/// When the API server refuses.
+pub async fn bind(client: &kube::Client, pod: &Value, node: &str) {
+    let (namespace, name) = (text(&pod["metadata"]["namespace"]), text(&pod["metadata"]["name"]));
+    let binding = json!({
+        "apiVersion": "v1", "kind": "Binding", "metadata": {"name": name},
+        "target": {"apiVersion": "v1", "kind": "Node", "name": node},
+    });
+    let path = format!("/api/v1/namespaces/{namespace}/pods/{name}/binding");
+    let request = Request::post(path).header("Content-Type", "application/json");
+    let request = request.body(binding.to_string().into_bytes()).expect("a request");
+    let bound = client.request::<Value>(request).await;
+    bound.unwrap_or_else(|error| panic!("{name} is not bound to {node}: {error}"));
+}
+
+/// Says of `pod` that it runs on a host, and is ready.
+///
+/// # Panics
+/// When the API server refuses.
+pub async fn report(client: &kube::Client, pod: &Value, host: &Host) {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), text(&pod["metadata"]["namespace"]));
+    let [ip, ip6] = host.ips();
+    let status = json!({"status": {
+        "phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}, {"ip": ip6}],
+        "conditions": [{"type": "Ready", "status": "True"}],
+    }});
+    let name = text(&pod["metadata"]["name"]);
+    let written = pods.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await;
+    written.unwrap_or_else(|error| panic!("cannot write the status of {name}: {error}"));
 }
 
 async fn start(
