@@ -52,6 +52,7 @@ async fn serve(config: Hub) -> Result<(), Error> {
     let mut nobody = Inherited::default();
     let assets = config.assets.as_deref().map(feed::Assets::new).transpose()?;
     let listener = feed::bind(&config.feed, &mut nobody)?;
+    let listener = if config.certificate.is_some() { listener.by_tls() } else { listener };
     let mut bind = |flag, address| http::bind(flag, address, &mut nobody);
     let health = config.health.map(|address| bind("health", address)).transpose()?;
     let admin = config.admin.map(|address| bind("admin", address)).transpose()?;

@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use watcher::feed::Address;
+use watcher::feed::{Address, Trust};
 
 use crate::handover::Inherited;
 use crate::http;
@@ -13,8 +13,10 @@ use crate::http;
 /// A listening socket that takes no connections yet.
 #[derive(Debug)]
 pub enum Listener {
-    /// On an address, of this machine unless readers prove who they are.
+    /// On a loopback address.
     Tcp(std::net::TcpListener),
+    /// On an address, by TLS.
+    Tls(std::net::TcpListener),
     /// At a path.
     Unix(std::os::unix::net::UnixListener, PathBuf),
 }
@@ -81,10 +83,18 @@ fn bind_path(path: &Path, replace: bool) -> Result<std::os::unix::net::UnixListe
 }
 
 impl Listener {
+    /// The same by TLS, where that is a question.
+    pub fn by_tls(self) -> Self {
+        match self {
+            Self::Tcp(listener) => Self::Tls(listener),
+            other => other,
+        }
+    }
+
     /// The TCP socket, if it is one.
     pub fn tcp(&self) -> Option<&std::net::TcpListener> {
         match self {
-            Self::Tcp(listener) => Some(listener),
+            Self::Tcp(listener) | Self::Tls(listener) => Some(listener),
             Self::Unix(..) => None,
         }
     }
@@ -93,6 +103,11 @@ impl Listener {
     pub fn address(&self) -> io::Result<Address> {
         match self {
             Self::Tcp(listener) => listener.local_addr().map(Address::Tcp),
+            Self::Tls(listener) => {
+                let address = listener.local_addr()?;
+                let trust = Trust::default();
+                Ok(Address::Tls { host: address.ip().to_string(), port: address.port(), trust })
+            }
             Self::Unix(_, path) => Ok(Address::Unix(path.clone())),
         }
     }
@@ -100,7 +115,7 @@ impl Listener {
     /// Takes connections, on the runtime around it.
     pub(super) fn listen(self) -> io::Result<Accepting> {
         Ok(match self {
-            Self::Tcp(listener) => Accepting::Tcp(TcpListener::from_std(listener)?),
+            Self::Tcp(listener) | Self::Tls(listener) => Accepting::Tcp(TcpListener::from_std(listener)?),
             Self::Unix(listener, _) => Accepting::Unix(UnixListener::from_std(listener)?),
         })
     }
