@@ -101,6 +101,11 @@ impl Webhook {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
+            // An answer is several writes, of which none waits for the acknowledgement of the one before: that costs 40 ms.
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(%error, "a client of the webhook went away");
+                continue;
+            }
             let (tls, webhook) = (tls.clone(), Arc::clone(&webhook));
             tokio::spawn(async move {
                 if let Ok(Ok(stream)) = timeout(WITHIN, tls.accept(stream)).await {
