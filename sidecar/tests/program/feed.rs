@@ -423,13 +423,16 @@ fn nobody_but_this_machine_is_served_or_believed() {
     assert_eq!(
         refused(&["hub", "--feed", "0.0.0.0:64105"]),
         "remora: --feed 0.0.0.0:64105 could be reached by other machines, and nobody who reads proves who they are; \
-         use a loopback address such as 127.0.0.1:64105, or unix:PATH\n"
+         use a loopback address such as 127.0.0.1:64105, or unix:PATH, or remora hub with --certificate\n"
     );
     assert!(
         refused(&["sidecar", "--feed", "hub"]).contains("neither a loopback address and a port nor a path")
     );
     let far = refused(&["endpoints", "--source", "feed:http://10.0.0.1:64105"]);
     assert!(far.contains("10.0.0.1:64105 is not on this machine"), "{far}");
+    let unknown =
+        refused(&["sidecar", "--source", "feed:https://hub:64105", "--listen", "127.0.0.1:0=shop/web:80"]);
+    assert!(unknown.contains("name the hub's CA with --feed-ca"), "{unknown}");
     let folder = Folder::new();
     let place = format!("unix:{}", folder.path("feed"));
     let _first = hub(&demo(), &place);
