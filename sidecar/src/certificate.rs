@@ -215,8 +215,9 @@ impl Certificate {
                 State::Is(configuration) => {
                     if let Some(new) = bundle::trusting(&configuration, authority, OffsetDateTime::now_utc())
                     {
-                        kept.write(new).await.map_err(|error| error.to_string())?;
-                        tracing::info!("the API server is told to trust the authority in {}", self.place);
+                        if kept.write(new).await.map_err(|error| error.to_string())? {
+                            tracing::info!("the API server is told to trust the authority in {}", self.place);
+                        }
                         // Who shows nothing loses nothing by being early.
                         followed.not_before = current.as_ref().map(|_| Instant::now() + LEAD);
                         return Ok(RENEW_EVERY);
@@ -257,10 +258,11 @@ impl Certificate {
         let Some(new) = renewed else { return Ok(Some(files)) };
         let encoded = |(name, file)| (name, Value::from(BASE64_STANDARD.encode::<Vec<u8>>(file)));
         secret["data"] = new.into_iter().map(encoded).collect();
-        if let Some(kept) = &self.secret {
-            kept.write(secret).await.map_err(|error| error.to_string())?;
+        if let Some(kept) = &self.secret
+            && kept.write(secret).await.map_err(|error| error.to_string())?
+        {
+            tracing::info!("a certificate for {} is made, in {}", names.join(", "), self.place);
         }
-        tracing::info!("a certificate for {} is made, in {}", names.join(", "), self.place);
         Ok(None)
     }
 

@@ -104,12 +104,12 @@ impl Kept {
         receiver
     }
 
-    /// Writes it: anew where `object` has no `metadata.resourceVersion`. If somebody else was faster, nothing is
-    /// written, and who follows it hears of that.
+    /// Writes it: anew where `object` has no `metadata.resourceVersion`. Whether it was: if somebody
+    /// else was faster it was not, and who follows it hears of that.
     ///
     /// # Errors
     /// If the API server refuses, or does not answer.
-    pub async fn write(&self, object: Value) -> Result<(), Refused> {
+    pub async fn write(&self, object: Value) -> Result<bool, Refused> {
         let refused =
             |cause: String| Refused { kind: self.kind, plural: self.plural, name: self.name.clone(), cause };
         let object: DynamicObject =
@@ -122,8 +122,8 @@ impl Kept {
             }
         };
         match timeout(WRITE, write).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(::kube::Error::Api(status))) if status.code == 409 => Ok(()),
+            Ok(Ok(_)) => Ok(true),
+            Ok(Err(::kube::Error::Api(status))) if status.code == 409 => Ok(false),
             Ok(Err(error)) => Err(refused(chain(&error))),
             Err(_) => Err(refused(format!("no answer within {} s", WRITE.as_secs()))),
         }
