@@ -48,7 +48,7 @@ impl Mirror {
         let mut progress = Progress { complete: false, age: None };
         self.splitter.push(bytes);
         while let Some(frame) = self.splitter.frame()? {
-            let feed::Progress { complete, age } = self.mirror.frame(frame)?;
+            let feed::Progress { complete, age, .. } = self.mirror.frame(frame)?;
             progress.complete |= complete;
             progress.age = age.map(|age| age.as_millis() as f64).or(progress.age);
         }

@@ -30,7 +30,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use watcher::Watch;
-use watcher::feed::{self, Subscription, Teller, Told};
+use watcher::feed::{self, Subscription, Teller, Told, framed};
 
 use crate::http;
 
@@ -271,10 +271,10 @@ impl Feed {
         let (body, channel) = Channel::new(WAITING);
         let mut messages = Messages::new(request.into_body());
         tokio::spawn(async move {
-            let mut telling = Telling { body, framing: message::framed };
+            let mut telling = Telling { body, framing: framed };
             let status = match timeout(SAYS_WITHIN, messages.next()).await {
-                Ok(Ok(Some(subscription))) => {
-                    let mut teller = Teller::new(self.watch.clone(), subscription);
+                Ok(Ok(Some(request))) => {
+                    let mut teller = Teller::new(self.watch.clone(), request);
                     let told = self.tell(telling, &mut teller, Some(messages), until).await;
                     let Some((back, status)) = told else { return };
                     telling = back;
@@ -306,8 +306,8 @@ impl Feed {
             let told = tokio::select! {
                 told = teller.next() => told,
                 asked = next(&mut messages) => match asked {
-                    Ok(Some(subscription)) => {
-                        teller.subscribe(subscription);
+                    Ok(Some(request)) => {
+                        teller.subscribe(request);
                         continue;
                     }
                     // It has no more to say, and may read on.
@@ -364,8 +364,8 @@ async fn end(until: Option<Instant>) {
     }
 }
 
-/// The next subscription; waits for ever if there can be none.
-async fn next(messages: &mut Option<Messages>) -> Result<Option<Subscription>, Status> {
+/// The next request; waits for ever if there can be none.
+async fn next(messages: &mut Option<Messages>) -> Result<Option<feed::Request>, Status> {
     match messages {
         Some(messages) => messages.next().await,
         None => std::future::pending().await,

@@ -25,6 +25,7 @@
 //! | 3 | `n`? | complete: it is this version |
 //! | 4 | `n`? | the writer's table was in step with its source so many ms ago |
 //! | 5 | bytes* | a string |
+//! | 6 | `n`? | the snapshot that begins next is the answer to the [`Request`] of this number |
 //! | 8 | `m`* | a Service |
 //! | 9 | `m`* | a Service is gone: 1 `s` namespace, 2 `s` name |
 //! | 10 | `m`* | a slice |
@@ -85,6 +86,8 @@
 mod address;
 #[cfg(feature = "feed")]
 mod batches;
+#[cfg(feature = "feed")]
+mod call;
 mod decoder;
 mod encoder;
 mod facts;
@@ -92,6 +95,8 @@ mod facts;
 mod follow;
 mod mirror;
 mod object;
+#[cfg(feature = "feed")]
+mod request;
 mod seal;
 mod splitter;
 mod strings;
@@ -114,7 +119,9 @@ pub use facts::{Changes, snapshot};
 #[cfg(feature = "feed")]
 pub(crate) use follow::follow;
 pub use mirror::Mirror;
-pub use splitter::{Splitter, prefix};
+#[cfg(feature = "feed")]
+pub use request::Request;
+pub use splitter::{Splitter, framed, prefix};
 pub use subscription::{Names, Subscription};
 #[cfg(feature = "feed")]
 pub use teller::{Teller, Told};

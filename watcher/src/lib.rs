@@ -47,5 +47,7 @@ pub use status::Status;
 pub use tables::{Reader, Tables};
 #[cfg(feature = "kube")]
 pub use watch::{Balance, balance};
+#[cfg(feature = "feed")]
+pub use watch::{Demand, demand};
 #[cfg(any(feature = "manifests", feature = "kube", feature = "feed"))]
 pub use watch::{Error, Watch, start};

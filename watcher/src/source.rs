@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use selection::{ServiceName, Symbol};
 
+#[cfg(feature = "feed")]
+use crate::feed::Subscription;
 use crate::store::{Kind, Part, Stream};
 
 /// Where Services and their slices come from.
@@ -105,6 +107,16 @@ impl Scope {
             }
         }
         streams
+    }
+
+    /// What is to be asked of a feed.
+    #[cfg(feature = "feed")]
+    pub(crate) fn subscription(&self) -> Subscription {
+        match self {
+            Self::All => Subscription::All,
+            Self::Namespaces(namespaces) => Subscription::namespaces(namespaces.iter().cloned()),
+            Self::Services(services) => Subscription::services(services.iter().cloned()),
+        }
     }
 
     /// Whether it has `service`.

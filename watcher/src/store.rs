@@ -43,6 +43,8 @@ pub struct Store {
     /// How many of `services` have their Service.
     known: usize,
     streams: HashMap<Stream, Progress, RandomState>,
+    /// What a further list brings to light was missed.
+    misses: bool,
     /// Counts lists; an object remembers the count at which it was last told of.
     round: u32,
     dirty: HashSet<ServiceName, RandomState>,
@@ -110,6 +112,7 @@ impl Store {
             holders: HashMap::default(),
             known: 0,
             streams: HashMap::default(),
+            misses: true,
             round: 0,
             dirty: HashSet::default(),
             is_held: false,
@@ -169,6 +172,8 @@ impl Store {
             }
             Event::Hold => self.is_held = true,
             Event::Release => self.is_held = false,
+            #[cfg(feature = "feed")]
+            Event::Answers(_) => {}
             Event::InStep(_) => {}
         }
     }
@@ -284,6 +289,12 @@ impl Store {
         std::mem::take(&mut self.triggers)
     }
 
+    /// From here on lists come since something else is wanted: what they bring to light was not missed.
+    #[cfg(feature = "feed")]
+    pub(crate) fn expect_lists(&mut self) {
+        self.misses = false;
+    }
+
     /// From here on remembers what changes, for [`crate::feed::Changes`].
     pub fn record(&mut self) {
         self.journal.get_or_insert_default();
@@ -384,7 +395,9 @@ impl Store {
             }
         }
         for key in gone {
-            self.counts.miss(stream.kind);
+            if self.misses {
+                self.counts.miss(stream.kind);
+            }
             match key {
                 Key::Service(name) => self.remove_service(&name),
                 Key::Slice { namespace, name } => self.remove_slice(&namespace, &name),
@@ -490,7 +503,7 @@ impl Store {
     /// Counts a change; one that a further list brought to light was missed, unless it is the first that counts.
     fn count(&mut self, kind: Kind, change: Change, service: &ServiceName) {
         let has_table = self.table.version() > 0;
-        let is_relisting = |p: &Progress| has_table && p.listed && p.listing.is_some();
+        let is_relisting = |p: &Progress| self.misses && has_table && p.listed && p.listing.is_some();
         if change != Change::Same && self.progress(kind, service).is_some_and(is_relisting) {
             self.counts.miss(kind);
         }

@@ -8,7 +8,7 @@ use selection::{Here, ServiceName};
 use tokio::sync::{mpsc, oneshot};
 
 #[cfg(feature = "feed")]
-use crate::feed::{Batches, Opening, Subscription};
+use crate::feed::{Batches, Opening, Request};
 use crate::inspect::{self, Inspection};
 #[cfg(feature = "names")]
 use crate::names::CurrentNames;
@@ -65,13 +65,46 @@ pub async fn start(source: Source, scope: Scope, here: Here) -> Result<Watch, Er
             tokio::spawn(crate::kubernetes::follow(options, scope, wanted_node(&here), events, report).await?)
         }
         #[cfg(feature = "feed")]
-        Source::Feed(address) => tokio::spawn(crate::feed::follow(address, scope, events)),
+        Source::Feed(address) => {
+            let asked = tokio::sync::watch::channel(Request::from(scope.subscription())).1;
+            tokio::spawn(crate::feed::follow(address, scope.streams(), asked, events))
+        }
     };
     tokio::spawn(async move {
         control.run().await;
         source.abort();
     });
     Ok(watch)
+}
+
+/// A feed that is read on demand.
+#[cfg(feature = "feed")]
+#[derive(Debug)]
+pub struct Demand {
+    /// What is known of what was asked for.
+    pub watch: Watch,
+    /// The number of the last request whose answer is in the tables; `None` while the feed is lost.
+    pub answered: tokio::sync::watch::Receiver<Option<u64>>,
+}
+
+/// Follows what the last of `requests` asks for of the feed at `address`, on the current tokio runtime. Requests have
+/// numbers from 1 on.
+#[cfg(feature = "feed")]
+pub fn demand(
+    address: crate::feed::Address,
+    requests: tokio::sync::watch::Receiver<Request>,
+    here: Here,
+) -> Demand {
+    let (watch, mut control, events) = Control::new(&Scope::All, here);
+    // A list that is longer since more was asked for brings nothing to light.
+    control.store.expect_lists();
+    let answered = control.answered.subscribe();
+    let source = tokio::spawn(crate::feed::follow(address, Scope::All.streams(), requests, events));
+    tokio::spawn(async move {
+        control.run().await;
+        source.abort();
+    });
+    Demand { watch, answered }
 }
 
 /// A load balancer at work.
@@ -148,9 +181,9 @@ impl Watch {
 
     /// Asks for the beginning of a feed, which comes once there is a table; `None` if nobody can answer any more.
     #[cfg(feature = "feed")]
-    pub(crate) async fn open_feed(&self, subscription: Subscription) -> Option<oneshot::Receiver<Opening>> {
+    pub(crate) async fn open_feed(&self, request: Request) -> Option<oneshot::Receiver<Opening>> {
         let (answer, answered) = oneshot::channel();
-        self.questions.send(Question::Feed(subscription, answer)).await.ok()?;
+        self.questions.send(Question::Feed(request, answer)).await.ok()?;
         Some(answered)
     }
 
@@ -167,7 +200,7 @@ enum Question {
     #[cfg(feature = "names")]
     Names(oneshot::Sender<()>),
     #[cfg(feature = "feed")]
-    Feed(Subscription, oneshot::Sender<Opening>),
+    Feed(Request, oneshot::Sender<Opening>),
 }
 
 /// What is asked for from other threads.
@@ -231,9 +264,15 @@ struct Control {
     /// What readers of the feed are told, once there was one.
     #[cfg(feature = "feed")]
     batches: Option<Batches>,
+    /// The request whose answer has been received, but is in no table yet.
+    #[cfg(feature = "feed")]
+    answer: Option<u64>,
+    /// The last one whose answer is in the tables; none while the feed is lost.
+    #[cfg(feature = "feed")]
+    answered: tokio::sync::watch::Sender<Option<u64>>,
     /// Readers that wait for the first table.
     #[cfg(feature = "feed")]
-    openings: Vec<(Subscription, oneshot::Sender<Opening>)>,
+    openings: Vec<(Request, oneshot::Sender<Opening>)>,
 }
 
 impl Control {
@@ -260,6 +299,10 @@ impl Control {
             started: SystemTime::now(),
             #[cfg(feature = "feed")]
             batches: None,
+            #[cfg(feature = "feed")]
+            answer: None,
+            #[cfg(feature = "feed")]
+            answered: tokio::sync::watch::Sender::new(None),
             #[cfg(feature = "feed")]
             openings: Vec::new(),
         };
@@ -312,7 +355,13 @@ impl Control {
         match &event {
             Event::Follow(stream) => lock(&self.shared).steps.follow(stream),
             Event::InStep(stream) => lock(&self.shared).steps.in_step(stream, at),
-            Event::Lost(stream, loss) => lock(&self.shared).steps.lost(stream, *loss),
+            Event::Lost(stream, loss) => {
+                lock(&self.shared).steps.lost(stream, *loss);
+                #[cfg(feature = "feed")]
+                self.answered.send_if_modified(|answered| answered.take().is_some());
+            }
+            #[cfg(feature = "feed")]
+            Event::Answers(number) => self.answer = Some(*number),
             Event::Applied(_) | Event::Patched { .. } | Event::Gone(..) | Event::Zone(_) => {
                 self.since.push(at)
             }
@@ -338,7 +387,12 @@ impl Control {
             self.published = Some(Instant::now());
         }
         #[cfg(feature = "feed")]
-        self.feed();
+        {
+            self.feed();
+            if let Some(number) = self.answer.take() {
+                self.answered.send_replace(Some(number));
+            }
+        }
         let mut shared = lock(&self.shared);
         let status = &mut shared.status;
         status.synced = self.published.is_some();
@@ -369,8 +423,8 @@ impl Control {
                 let _ = answer.send(());
             }
             #[cfg(feature = "feed")]
-            Question::Feed(subscription, answer) => {
-                self.openings.push((subscription, answer));
+            Question::Feed(request, answer) => {
+                self.openings.push((request, answer));
                 self.feed();
             }
         }
@@ -391,9 +445,9 @@ impl Control {
         if let Some(batches) = &mut self.batches {
             batches.tell(&mut self.store, age);
         }
-        for (subscription, answer) in self.openings.drain(..) {
+        for (request, answer) in self.openings.drain(..) {
             let batches = self.batches.get_or_insert_with(|| Batches::new(&mut self.store));
-            let _ = answer.send(batches.open(&self.store, &subscription, age));
+            let _ = answer.send(batches.open(&self.store, &request, age));
         }
     }
 }

@@ -1,16 +1,13 @@
-//! The messages of a gRPC stream: each follows one byte, which is 0 as nothing is compressed, and its length, four
-//! bytes, the highest first. In: the body of a request. Out: subscriptions. Never keeps more than one message, and what
-//! came with it.
+//! What a reader says on a gRPC stream, and how a call ends. In: the body of a call. Out: requests. Never keeps more
+//! than one message, and what came with it.
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::header::{HeaderName, HeaderValue};
-use watcher::feed::{LARGEST, Subscription};
+use watcher::feed::{Request, Splitter};
 
 use super::Ending;
-
-const PREFIX: usize = 5;
 
 /// How a gRPC call ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,68 +33,28 @@ impl Status {
     }
 }
 
-/// `frame` as a message.
-pub(super) fn framed(frame: &[u8]) -> Vec<u8> {
-    [&[0], &watcher::feed::prefix(frame)[..], frame].concat()
-}
-
 /// What a reader says.
 pub(super) struct Messages {
     body: Incoming,
-    bytes: BytesMut,
+    splitter: Splitter,
 }
 
 impl Messages {
     pub(super) fn new(body: Incoming) -> Self {
-        Self { body, bytes: BytesMut::new() }
+        Self { body, splitter: Splitter::of_messages() }
     }
 
-    /// The next subscription; `None` if there is none to come. May be dropped and called again.
-    pub(super) async fn next(&mut self) -> Result<Option<Subscription>, Status> {
+    /// The next request; `None` if there is none to come. May be dropped and called again.
+    pub(super) async fn next(&mut self) -> Result<Option<Request>, Status> {
         loop {
-            if let Some(message) = cut(&mut self.bytes)? {
-                return Subscription::decode(&message).map(Some).map_err(|_| Status::MALFORMED);
+            if let Some(message) = self.splitter.frame().map_err(|_| Status::MALFORMED)? {
+                return Request::decode(message).map(Some).map_err(|_| Status::MALFORMED);
             }
             match self.body.frame().await {
                 None => return Ok(None),
-                Some(Ok(part)) => self.bytes.extend_from_slice(part.data_ref().unwrap_or(&Bytes::new())),
+                Some(Ok(part)) => self.splitter.push(part.data_ref().unwrap_or(&Bytes::new())),
                 Some(Err(_)) => return Err(Status::MALFORMED),
             }
-        }
-    }
-}
-
-/// The first message, if it is there as a whole.
-fn cut(bytes: &mut BytesMut) -> Result<Option<Bytes>, Status> {
-    let Some((&[compressed, a, b, c, d], rest)) = bytes.split_first_chunk::<PREFIX>() else {
-        return Ok(None);
-    };
-    let length = u32::from_be_bytes([a, b, c, d]) as usize;
-    if compressed != 0 || length > LARGEST {
-        return Err(Status::MALFORMED);
-    }
-    if rest.len() < length {
-        return Ok(None);
-    }
-    bytes.advance(PREFIX);
-    Ok(Some(bytes.split_to(length).freeze()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn messages_come_out_whole_and_none_that_is_too_large() {
-        let mut bytes = BytesMut::from(&[framed(b"ab"), framed(b""), framed(b"c")].concat()[..]);
-        let last = bytes.split_off(bytes.len() - 1);
-        assert_eq!(cut(&mut bytes), Ok(Some(Bytes::from_static(b"ab"))));
-        assert_eq!(cut(&mut bytes), Ok(Some(Bytes::new())));
-        assert_eq!(cut(&mut bytes), Ok(None));
-        bytes.unsplit(last);
-        assert_eq!(cut(&mut bytes), Ok(Some(Bytes::from_static(b"c"))));
-        for wrong in [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0]] {
-            assert_eq!(cut(&mut BytesMut::from(&wrong[..])), Err(Status::MALFORMED));
         }
     }
 }

@@ -149,14 +149,44 @@ fn a_server_that_is_gone_takes_nothing_away_and_one_that_starts_again_is_found()
     });
 }
 
-/// What a server of `feed` sends on one connection, as bytes of HTTP and of the body.
-fn raw(body: &[u8]) -> Vec<u8> {
-    [&b"HTTP/1.1 200 OK\r\n\r\n"[..], body].concat()
+/// What a server does on one connection.
+enum Harm {
+    /// Answers a call with this body, and ends it.
+    Body(Vec<u8>),
+    /// Answers it with this status.
+    Status(u16),
+    /// Sends these bytes, whatever it was asked.
+    Raw(&'static [u8]),
+}
+
+impl Harm {
+    fn happen(self, mut client: TcpStream) {
+        let (status, body) = match self {
+            Self::Body(body) => (200, body),
+            Self::Status(status) => (status, Vec::new()),
+            Self::Raw(bytes) => {
+                assert!(client.read(&mut [0; 4096]).unwrap() > 0, "it asks");
+                return client.write_all(bytes).unwrap();
+            }
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            client.set_nonblocking(true).unwrap();
+            let io = hyper_util::rt::TokioIo::new(tokio::net::TcpStream::from_std(client).unwrap());
+            let answer = hyper::service::service_fn(move |_: hyper::Request<hyper::body::Incoming>| {
+                let body = http_body_util::Full::new(bytes::Bytes::from(body.clone()));
+                std::future::ready(hyper::Response::builder().status(status).body(body))
+            });
+            let executor = hyper_util::rt::TokioExecutor::new();
+            // Ends when the client has had enough.
+            let _ = hyper::server::conn::http2::Builder::new(executor).serve_connection(io, answer).await;
+        });
+    }
 }
 
 /// `frames` as a stream has them.
 fn stream(frames: &[Vec<u8>]) -> Vec<u8> {
-    frames.iter().flat_map(|frame| [&feed::prefix(frame)[..], frame].concat()).collect()
+    frames.iter().flat_map(|frame| feed::framed(frame)).collect()
 }
 
 #[test]
@@ -183,26 +213,25 @@ fn bytes_that_are_harmed_on_their_way_change_nothing_and_the_next_stream_heals()
     let last = flipped.len() - 9;
     flipped[last] ^= 4;
     let cut = &sound[..sound.len() - 1];
-    let too_large = [&[0x7f; 4], &sound[4..]].concat();
+    let too_large = [&[0, 0x7f, 0x7f, 0x7f, 0x7f], &sound[5..]].concat();
     let gap = [old.clone(), feed::Encoder::changes(77).complete(78, None)].concat();
     let harmed = [
         // Sound, and then the server ends.
-        raw(&stream(&old)),
-        raw(&flipped),
-        raw(cut),
-        raw(&too_large),
-        raw(&stream(&gap)),
-        b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_vec(),
-        b"SSH-2.0-OpenSSH_9.9\r\n".to_vec(),
+        Harm::Body(stream(&old)),
+        Harm::Body(flipped),
+        Harm::Body(cut.to_vec()),
+        Harm::Body(too_large),
+        Harm::Body(stream(&gap)),
+        Harm::Status(404),
+        Harm::Raw(b"SSH-2.0-OpenSSH_9.9\r\n"),
     ];
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let source = format!("feed:http://{}", listener.local_addr().unwrap());
     let (heal_now, heal) = std::sync::mpsc::channel::<()>();
     std::thread::spawn(move || {
-        for answer in harmed {
-            let (mut client, _) = listener.accept().unwrap();
-            assert!(client.read(&mut [0; 4096]).unwrap() > 0, "it asks");
-            client.write_all(&answer).unwrap();
+        for harm in harmed {
+            let (client, _) = listener.accept().unwrap();
+            harm.happen(client);
         }
         heal.recv().unwrap();
         for client in listener.incoming().flatten() {
@@ -319,10 +348,8 @@ impl Call {
     }
 
     async fn say(&mut self, message: &[u8]) {
-        let length = u32::try_from(message.len()).unwrap().to_be_bytes();
-        let framed = [&[0], &length[..], message].concat();
         // A call that was refused listens no more.
-        let _ = self.said.send_data(framed.into()).await;
+        let _ = self.said.send_data(feed::framed(message).into()).await;
     }
 
     /// Reads on until `enough`.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::broadcast;
 
-use super::{Changes, Subscription, snapshot};
+use super::{Changes, Request, Subscription, snapshot};
 use crate::store::Store;
 
 /// Batches that a reader may be behind. They are kept once, not for each reader.
@@ -37,6 +37,8 @@ pub(super) struct Batch {
 /// The beginning of what a reader is told.
 #[derive(Debug)]
 pub(crate) struct Opening {
+    /// What was asked for, by name.
+    pub(super) subscription: Subscription,
     pub(super) frames: Arc<Vec<Bytes>>,
     pub(super) version: u64,
     pub(super) batches: broadcast::Receiver<Arc<Batch>>,
@@ -63,22 +65,18 @@ impl Batches {
     }
 
     /// A snapshot, and what comes after it. The changes until here are to be told before.
-    pub(crate) fn open(
-        &mut self,
-        store: &Store,
-        subscription: &Subscription,
-        age: Option<Duration>,
-    ) -> Opening {
+    pub(crate) fn open(&mut self, store: &Store, request: &Request, age: Option<Duration>) -> Opening {
+        let subscription = request.resolve(store.table());
         let batches = self.told.subscribe();
         let version = self.version;
-        let take = || frames(snapshot(store, subscription, self.epoch, version, age));
+        let take = || frames(snapshot(store, &subscription, self.epoch, version, age));
         let known =
-            (*subscription == Subscription::All && self.whole.0 == version).then(|| self.whole.1.upgrade());
+            (subscription == Subscription::All && self.whole.0 == version).then(|| self.whole.1.upgrade());
         let frames = known.flatten().unwrap_or_else(|| Arc::new(take()));
-        if *subscription == Subscription::All {
+        if subscription == Subscription::All {
             self.whole = (version, Arc::downgrade(&frames));
         }
-        Opening { frames, version, batches }
+        Opening { subscription, frames, version, batches }
     }
 }
 

@@ -30,6 +30,8 @@ pub struct Progress {
     pub complete: bool,
     /// How long ago the writer's own table was in step with its source, if the frame tells.
     pub age: Option<Duration>,
+    /// The snapshot that begins next is for the request of this number.
+    pub answers: Option<u64>,
 }
 
 /// Makes events of frames.
@@ -133,6 +135,7 @@ impl Decoder {
                     progress.complete = true;
                 }
                 (4, value) => progress.age = Some(Duration::from_millis(value.number()?)),
+                (6, value) => progress.answers = Some(value.number()?),
                 (STRING, value) => texts.push(value.bytes()?),
                 (field @ 8..=12, value) => {
                     if !matches!(self.state, State::Reading { .. }) {

@@ -141,6 +141,14 @@ impl<'a> Encoder<'a> {
     }
 }
 
+/// A frame that says which request the snapshot that begins next is for.
+#[cfg(feature = "feed")]
+pub(super) fn answer(number: u64) -> Vec<u8> {
+    let mut frame = Vec::new();
+    put_number(&mut frame, 6, number);
+    sealed(frame)
+}
+
 /// A frame that says nothing but that the writer lives.
 pub fn heartbeat(age: Option<Duration>) -> Vec<u8> {
     let mut frame = Vec::new();

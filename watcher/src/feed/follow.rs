@@ -1,51 +1,29 @@
-//! Another Remora as a source. In: where its feed is, and what of it is followed. Out: events, as of any source. The
-//! frames come as the body of one HTTP answer, by TLS from another machine. Never lets go of what was good: a server that is gone, starts again or
-//! sends what is no frame leaves everything as it was, until a snapshot is complete.
+//! Another Remora as a source. In: where its feed is, and what of it is wanted, which may change. Out: events, as of any
+//! source. Never lets go of what was good: a server that is gone, starts again or sends what is no frame leaves
+//! everything as it was, until a snapshot is complete.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::Incoming;
-use hyper::{Request, StatusCode, header};
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
+use http_body_util::BodyExt;
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
-use tokio_rustls::rustls::Error as TlsError;
-use tokio_rustls::rustls::pki_types::ServerName;
 use tracing::{debug, info, warn};
 
-use super::{Address, Decoder, Error, SILENCE, Splitter};
-use crate::Scope;
-use crate::store::{Event, Loss};
+use super::call::{Call, Failure, ended};
+use super::{Address, Decoder, Error, Request, SILENCE, Splitter, Subscription};
+use crate::store::{Event, Loss, Stream};
 use crate::watch::Events;
 
-/// A connection is made, and an answer begins, within this time.
-const ANSWER: Duration = Duration::from_secs(5);
 /// The pause after a first failure; doubled with each further one, and always jittered.
 const PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause.
 const PAUSE_LONGEST: Duration = Duration::from_secs(10);
 /// How often it is looked whether there is a new token. A kubelet renews one long before it expires.
 const TOKEN_EVERY: Duration = Duration::from_secs(60);
-/// Of why it was refused, so many bytes are shown.
-const REASON: usize = 1024;
 /// How fine jitter is.
 const DRAWS: u32 = 1 << 10;
-
-/// Why a stream ended.
-struct Failure {
-    loss: Loss,
-    message: String,
-}
-
-impl Failure {
-    fn new(loss: Loss, message: impl ToString) -> Self {
-        Self { loss, message: message.to_string() }
-    }
-}
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
@@ -53,18 +31,28 @@ impl From<Error> for Failure {
     }
 }
 
-/// Follows the feed at `address` for ever.
-pub(crate) async fn follow(address: Address, scope: Scope, events: Events) {
-    let streams = scope.streams();
+/// Follows what `requests` ask for of the feed at `address`, for ever. `streams` cover whatever that is.
+pub(crate) async fn follow(
+    address: Address,
+    streams: Vec<Stream>,
+    mut requests: watch::Receiver<Request>,
+    events: Events,
+) {
     let (random, mut failures, mut told) = (RandomState::new(), 0_u32, None);
     loop {
-        let mut is_read = false;
-        let failure = match read(&address, &scope, &events, &mut is_read, &mut told).await {
+        let mut following = Following {
+            address: &address,
+            streams: &streams,
+            events: &events,
+            is_read: false,
+            told: &mut told,
+        };
+        let failure = match following.read(&mut requests).await {
             // Nothing is lost meanwhile.
             Ok(Renewed) => continue,
             Err(failure) => failure,
         };
-        failures = if is_read { 0 } else { failures };
+        failures = if following.is_read { 0 } else { failures };
         let (server, error, reason) = (&address, &failure.message, failure.loss.label());
         if told.replace(failure.loss) == Some(failure.loss) {
             debug!(%server, error, "still broken");
@@ -84,52 +72,169 @@ pub(crate) async fn follow(address: Address, scope: Scope, events: Events) {
 /// There is a new token, by which the feed is to be asked for again.
 struct Renewed;
 
-/// Reads one stream to its end, which is a failure. `is_read`: a transaction was complete.
-async fn read(
-    address: &Address,
-    scope: &Scope,
-    events: &Events,
-    is_read: &mut bool,
-    told: &mut Option<Loss>,
-) -> Result<Renewed, Failure> {
-    let token = token(address)?;
-    let mut body = open(address, scope, token.as_deref()).await?;
-    let mut looked = Instant::now();
-    let streams = scope.streams();
-    let (mut splitter, mut decoder) = (Splitter::default(), Decoder::new(streams.clone()));
-    let mut batch = Vec::new();
-    loop {
-        let silent = |_| Failure::new(Loss::Silent, format!("nothing heard for {} s", SILENCE.as_secs()));
-        let part = timeout(SILENCE, body.frame()).await.map_err(silent)?;
-        let part = part.ok_or_else(|| Failure::new(Loss::Unreachable, "the server ended the stream"))?;
-        let part = part.map_err(|error| Failure::new(Loss::Unreachable, error))?;
-        if token.is_some() && looked.elapsed() >= TOKEN_EVERY {
-            looked = Instant::now();
-            // One that cannot be read is half written; the old one is good for a while.
-            if self::token(address).is_ok_and(|new| new != token) {
-                return Ok(Renewed);
-            }
-        }
-        splitter.push(part.data_ref().unwrap_or(&Bytes::new()));
-        while let Some(frame) = splitter.frame()? {
-            let progress = decoder.frame(frame, &mut |event| batch.push(event));
-            for event in batch.drain(..) {
-                events.send(event).await;
-            }
-            let progress = progress?;
-            if progress.complete && !*is_read {
-                *is_read = true;
-                match told.take() {
-                    None => info!(server = %address, "following a feed"),
-                    Some(_) => info!(server = %address, "the feed is there again"),
+/// One stream.
+struct Following<'a> {
+    address: &'a Address,
+    streams: &'a [Stream],
+    events: &'a Events,
+    /// A transaction was complete.
+    is_read: bool,
+    /// Why the stream before this one was lost, if that has been said.
+    told: &'a mut Option<Loss>,
+}
+
+impl Following<'_> {
+    /// Reads it to its end, which is a failure.
+    async fn read(&mut self, requests: &mut watch::Receiver<Request>) -> Result<Renewed, Failure> {
+        let token = token(self.address)?;
+        let request = requests.borrow_and_update().clone();
+        let mut call = Call::open(self.address, &request, token.as_deref()).await?;
+        let mut looked = Instant::now();
+        let mut splitter = Splitter::of_messages();
+        let mut answers = Answers { wanted: request.number, ..Answers::default() };
+        let mut decoder = Decoder::new(self.streams.to_vec());
+        let mut may_change = true;
+        loop {
+            let part = tokio::select! {
+                part = timeout(SILENCE, call.body.frame()) => part,
+                changed = requests.changed(), if may_change => {
+                    may_change = changed.is_ok();
+                    let request = requests.borrow_and_update().clone();
+                    if may_change && answers.asks(request.number) {
+                        call.say(&request).await?;
+                    }
+                    self.answer(&mut answers).await;
+                    continue;
+                }
+            };
+            let silent = |_| Failure::new(Loss::Silent, format!("nothing heard for {} s", SILENCE.as_secs()));
+            let part = part.map_err(silent)?.ok_or_else(|| ended(None))?;
+            let part = part.map_err(|error| Failure::new(Loss::Unreachable, error))?;
+            if token.is_some() && looked.elapsed() >= TOKEN_EVERY {
+                looked = Instant::now();
+                // One that cannot be read is half written; the old one is good for a while.
+                if self::token(self.address).is_ok_and(|new| new != token) {
+                    return Ok(Renewed);
                 }
             }
-            // Nothing is in step while a snapshot is on its way.
-            let at = progress.age.filter(|_| *is_read).and_then(|age| Instant::now().checked_sub(age));
-            for stream in streams.iter().filter(|_| at.is_some()) {
-                events.send_at(at.unwrap_or_else(Instant::now), Event::InStep(stream.clone())).await;
+            if let Some(trailers) = part.trailers_ref() {
+                return Err(ended(Some(trailers)));
+            }
+            splitter.push(part.data_ref().unwrap_or(&Bytes::new()));
+            while let Some(frame) = splitter.frame()? {
+                self.frame(frame, &mut decoder, &mut answers).await?;
+            }
+            if answers.is_to_ask_for_all() {
+                call.say(&Subscription::All.into()).await?;
             }
         }
+    }
+
+    async fn frame(
+        &mut self,
+        frame: &[u8],
+        decoder: &mut Decoder,
+        answers: &mut Answers,
+    ) -> Result<(), Failure> {
+        let mut batch = Vec::new();
+        let progress = decoder.frame(frame, &mut |event| batch.push(event));
+        for event in batch {
+            self.events.send(event).await;
+        }
+        let progress = progress?;
+        answers.read(progress.answers, progress.complete);
+        if progress.complete {
+            self.answer(answers).await;
+        }
+        if progress.complete && !self.is_read {
+            self.is_read = true;
+            match self.told.take() {
+                None => info!(server = %self.address, "following a feed"),
+                Some(_) => info!(server = %self.address, "the feed is there again"),
+            }
+        }
+        // Nothing is in step while a snapshot is on its way.
+        let at = progress.age.filter(|_| self.is_read).and_then(|age| Instant::now().checked_sub(age));
+        for stream in self.streams.iter().filter(|_| at.is_some()) {
+            self.events.send_at(at.unwrap_or_else(Instant::now), Event::InStep(stream.clone())).await;
+        }
+        Ok(())
+    }
+
+    /// Tells which request has been answered, if one has.
+    async fn answer(&self, answers: &mut Answers) {
+        if let Some(number) = answers.given.take() {
+            self.events.send(Event::Answers(number)).await;
+        }
+    }
+}
+
+/// Which requests of a stream have been answered.
+///
+/// ```text
+/// a server that tells numbers:   asked ──number──▶ begun ──complete──▶ given
+/// one that does not know them:   asked ──complete──▶ everything is asked for ──complete──▶ given, like all to come
+/// ```
+#[derive(Debug, Default)]
+struct Answers {
+    /// The number of the last request; 0 if nobody wants to know.
+    wanted: u64,
+    /// The answer to this one has begun.
+    begun: Option<u64>,
+    /// It is complete, and that has not been told yet.
+    given: Option<u64>,
+    /// The server tells numbers.
+    is_told: bool,
+    whole: Whole,
+}
+
+/// Whether everything is read, from a server that tells no numbers.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Whole {
+    #[default]
+    No,
+    ToBeAsked,
+    Asked,
+    Read,
+}
+
+impl Answers {
+    /// There is a request of this `number`; whether the server is to hear it.
+    fn asks(&mut self, number: u64) -> bool {
+        self.wanted = number;
+        if self.whole == Whole::Read {
+            self.given = Some(number);
+        }
+        self.whole == Whole::No
+    }
+
+    /// A frame says that the answer to `begins` begins, or that a transaction is `complete`.
+    fn read(&mut self, begins: Option<u64>, complete: bool) {
+        self.is_told |= begins.is_some();
+        self.begun = begins.or(self.begun);
+        if !complete || self.wanted == 0 {
+            return;
+        }
+        match (&self.whole, self.begun.take()) {
+            (_, Some(number)) => self.given = Some(number),
+            // A change, of a server that told a number before.
+            (Whole::No, None) if self.is_told => {}
+            (Whole::No, None) => self.whole = Whole::ToBeAsked,
+            (Whole::Asked, None) => {
+                self.whole = Whole::Read;
+                self.given = Some(self.wanted);
+            }
+            (Whole::ToBeAsked | Whole::Read, None) => {}
+        }
+    }
+
+    /// Everything is to be asked for, and this says so once.
+    fn is_to_ask_for_all(&mut self) -> bool {
+        let is_to = self.whole == Whole::ToBeAsked;
+        if is_to {
+            self.whole = Whole::Asked;
+        }
+        is_to
     }
 }
 
@@ -141,92 +246,41 @@ fn token(address: &Address) -> Result<Option<String>, Failure> {
     }
 }
 
-/// Asks for the feed.
-async fn open(address: &Address, scope: &Scope, token: Option<&str>) -> Result<Incoming, Failure> {
-    let unreachable = |error: std::io::Error| Failure::new(Loss::Unreachable, error);
-    let late = |_| Failure::new(Loss::Silent, format!("no answer within {} s", ANSWER.as_secs()));
-    let asked = async {
-        match address {
-            Address::Tcp(tcp) => ask(TcpStream::connect(tcp).await.map_err(unreachable)?, scope, token).await,
-            Address::Unix(path) => {
-                ask(UnixStream::connect(path).await.map_err(unreachable)?, scope, token).await
-            }
-            Address::Tls { host, port, trust } => {
-                let connector = trust.connector().map_err(|why| Failure::new(Loss::Unauthorized, why))?;
-                let name = ServerName::try_from(host.clone());
-                let name = name.map_err(|error| Failure::new(Loss::Failed, error))?;
-                let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(unreachable)?;
-                let untrusted = |error: std::io::Error| match error
-                    .get_ref()
-                    .map(|inner| inner.is::<TlsError>())
-                {
-                    Some(true) => Failure::new(
-                        Loss::Unauthorized,
-                        format!(
-                            "{error}; see that --feed-ca names who vouches for that server, and for this name"
-                        ),
-                    ),
-                    _ => unreachable(error),
-                };
-                let stream = connector.connect(name, stream).await.map_err(untrusted)?;
-                ask(stream, scope, token).await
-            }
-        }
-    };
-    timeout(ANSWER, asked).await.map_err(late)?
-}
-
-async fn ask<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
-    stream: S,
-    scope: &Scope,
-    token: Option<&str>,
-) -> Result<Incoming, Failure> {
-    let failed = |error: &dyn std::fmt::Display| Failure::new(Loss::Failed, error.to_string());
-    let connected = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
-    let (mut sender, connection) = connected.map_err(|error| failed(&error))?;
-    // Ends when the body is dropped.
-    tokio::spawn(connection);
-    let request = Request::get(path(scope)).header(header::HOST, "localhost");
-    let request = match token {
-        Some(token) => request.header(header::AUTHORIZATION, format!("Bearer {token}")),
-        None => request,
-    };
-    let request = request.body(Empty::<Bytes>::new()).map_err(|error| failed(&error))?;
-    let response = sender.send_request(request).await.map_err(|error| failed(&error))?;
-    match response.status() {
-        StatusCode::OK => Ok(response.into_body()),
-        StatusCode::UNAUTHORIZED => {
-            let said = Limited::new(response.into_body(), REASON).collect().await;
-            let said = said.map(|body| String::from_utf8_lossy(&body.to_bytes()).trim().to_owned());
-            Err(Failure::new(Loss::Unauthorized, format!("the server says: {}", said.unwrap_or_default())))
-        }
-        status => Err(Failure::new(Loss::Failed, format!("the server answers {status}"))),
-    }
-}
-
-/// What is asked for: `/v1/feed?namespace=NAMESPACE&service=NAMESPACE/NAME`. Names need no escaping: the API has none
-/// that do.
-fn path(scope: &Scope) -> String {
-    let words: Vec<String> = match scope {
-        Scope::All => Vec::new(),
-        Scope::Namespaces(namespaces) => namespaces.iter().map(|name| format!("namespace={name}")).collect(),
-        Scope::Services(services) => services.iter().map(|name| format!("service={name}")).collect(),
-    };
-    if words.is_empty() { "/v1/feed".to_owned() } else { format!("/v1/feed?{}", words.join("&")) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use selection::ServiceName;
 
     #[test]
-    fn a_scope_is_asked_for_by_words() {
-        assert_eq!(path(&Scope::All), "/v1/feed");
+    fn an_answer_is_given_when_it_is_complete() {
+        let mut answers = Answers { wanted: 3, ..Answers::default() };
+        answers.read(Some(3), false);
+        assert_eq!(answers.given, None);
+        answers.read(None, true);
+        assert_eq!((answers.given.take(), answers.is_to_ask_for_all()), (Some(3), false));
+        answers.read(None, true);
+        assert_eq!((answers.given, answers.is_to_ask_for_all()), (None, false), "only a change");
+        assert!(answers.asks(4));
+    }
+
+    #[test]
+    fn a_server_that_tells_no_numbers_is_asked_for_everything() {
+        let mut answers = Answers { wanted: 3, ..Answers::default() };
+        answers.read(None, true);
         assert_eq!(
-            path(&Scope::Namespaces(vec!["a".into(), "b".into()])),
-            "/v1/feed?namespace=a&namespace=b"
+            (answers.given, answers.is_to_ask_for_all(), answers.is_to_ask_for_all()),
+            (None, true, false)
         );
-        assert_eq!(path(&Scope::Services(vec![ServiceName::new("a", "b")])), "/v1/feed?service=a/b");
+        assert!(!answers.asks(4));
+        answers.read(None, true);
+        assert_eq!(answers.given.take(), Some(4));
+        assert!(!answers.asks(5));
+        assert_eq!(answers.given, Some(5), "it has all there is");
+    }
+
+    #[test]
+    fn who_wants_no_numbers_hears_none() {
+        let mut answers = Answers::default();
+        answers.read(None, true);
+        assert_eq!((answers.given, answers.is_to_ask_for_all()), (None, false));
     }
 }

@@ -338,14 +338,14 @@ fn fact(fields: Fields<'_>, texts: &mut Texts<'_>, is_lean: bool) -> Result<Fact
     })
 }
 
-fn put_ip(out: &mut Vec<u8>, field: u32, ip: IpAddr) {
+pub(super) fn put_ip(out: &mut Vec<u8>, field: u32, ip: IpAddr) {
     match ip {
         IpAddr::V4(ip) => put_bytes(out, field, &ip.octets()),
         IpAddr::V6(ip) => put_bytes(out, field, &ip.octets()),
     }
 }
 
-fn ip(bytes: &[u8]) -> Result<IpAddr, Error> {
+pub(super) fn ip(bytes: &[u8]) -> Result<IpAddr, Error> {
     let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
     v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).map_err(|_| Error::Malformed)
 }
@@ -369,7 +369,7 @@ fn bits<const N: usize>(flags: [bool; N]) -> u64 {
     (0..).zip(flags).map(|(at, flag)| u64::from(flag) << at).sum()
 }
 
-fn protocol_number(protocol: Protocol) -> u64 {
+pub(super) fn protocol_number(protocol: Protocol) -> u64 {
     match protocol {
         Protocol::Tcp => 0,
         Protocol::Udp => 1,
@@ -377,7 +377,7 @@ fn protocol_number(protocol: Protocol) -> u64 {
     }
 }
 
-fn protocol(number: u64) -> Option<Protocol> {
+pub(super) fn protocol(number: u64) -> Option<Protocol> {
     [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().find(|p| protocol_number(*p) == number)
 }
 

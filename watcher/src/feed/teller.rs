@@ -15,14 +15,14 @@ use tokio::sync::{broadcast, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use super::batches::{Batch, Opening};
-use super::{HEARTBEAT, Subscription, heartbeat};
+use super::{HEARTBEAT, Request, Subscription, heartbeat};
 use crate::Watch;
 
 /// Who tells one reader. Owning one costs its source nothing while nothing changes.
 #[derive(Debug)]
 pub struct Teller {
     watch: Watch,
-    subscription: Subscription,
+    request: Request,
     state: State,
     /// Frames that are due.
     due: VecDeque<Bytes>,
@@ -37,6 +37,8 @@ enum State {
     New,
     Asking(oneshot::Receiver<Opening>),
     Following {
+        /// What was asked for, by name.
+        subscription: Subscription,
         version: u64,
         batches: broadcast::Receiver<Arc<Batch>>,
     },
@@ -54,16 +56,17 @@ pub enum Told {
 }
 
 impl Teller {
-    /// Tells what `watch` knows and `subscription` covers.
-    pub fn new(watch: Watch, subscription: Subscription) -> Self {
+    /// Tells what `watch` knows and `request` asks for.
+    pub fn new(watch: Watch, request: impl Into<Request>) -> Self {
         let beat = Instant::now() + HEARTBEAT;
-        Self { watch, subscription, state: State::New, due: VecDeque::new(), snapshot: None, beat }
+        Self { watch, request: request.into(), state: State::New, due: VecDeque::new(), snapshot: None, beat }
     }
 
-    /// From here on tells what `subscription` covers. What is on its way of the earlier one is not told any more.
-    pub fn subscribe(&mut self, subscription: Subscription) {
-        if subscription != self.subscription {
-            self.subscription = subscription;
+    /// From here on tells what `request` asks for. What is on its way of the earlier one is not told any more.
+    pub fn subscribe(&mut self, request: impl Into<Request>) {
+        let request = request.into();
+        if request != self.request {
+            self.request = request;
             self.state = State::New;
             self.due.clear();
         }
@@ -77,15 +80,15 @@ impl Teller {
         self.snapshot = None;
         loop {
             match &mut self.state {
-                State::New => {
-                    self.state = State::Asking(self.watch.open_feed(self.subscription.clone()).await?)
-                }
+                State::New => self.state = State::Asking(self.watch.open_feed(self.request.clone()).await?),
                 // A source without a first table lets us wait.
                 State::Asking(answer) => tokio::select! {
                     opening = answer => {
-                        let Opening { frames, version, batches } = opening.ok()?;
-                        self.state = State::Following { version, batches };
-                        self.due = frames.iter().cloned().collect();
+                        let Opening { subscription, frames, version, batches } = opening.ok()?;
+                        self.state = State::Following { subscription, version, batches };
+                        let number = Some(self.request.number).filter(|number| *number > 0);
+                        let answer = number.map(|number| super::encoder::answer(number).into());
+                        self.due = answer.into_iter().chain(frames.iter().cloned()).collect();
                         self.snapshot = Some(frames);
                         let first = self.due.pop_front()?;
                         self.beat = Instant::now() + HEARTBEAT;
@@ -93,10 +96,10 @@ impl Teller {
                     }
                     () = sleep_until(self.beat) => return Some(self.live()),
                 },
-                State::Following { version, batches } => tokio::select! {
+                State::Following { subscription, version, batches } => tokio::select! {
                     batch = batches.recv() => match batch {
                         Ok(batch) => {
-                            self.due = batch.encode(&self.subscription, *version).into();
+                            self.due = batch.encode(subscription, *version).into();
                             if let Some(first) = self.due.pop_front() {
                                 *version = batch.version;
                                 return Some(self.frame(first));

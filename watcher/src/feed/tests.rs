@@ -389,7 +389,7 @@ fn a_gap_between_versions_is_noticed_and_the_next_snapshot_heals() {
 fn a_heartbeat_tells_the_age_and_is_welcome_at_any_time() {
     let beat = heartbeat(Some(Duration::from_millis(1_500)));
     let mut mirror = Mirror::new(here());
-    let told = Progress { complete: false, age: Some(Duration::from_millis(1_500)) };
+    let told = Progress { age: Some(Duration::from_millis(1_500)), ..Progress::default() };
     assert_eq!(mirror.frame(&beat), Ok(told));
     assert!(!mirror.is_synced());
     assert_eq!(mirror.frame(&heartbeat(None)), Ok(Progress::default()));

@@ -43,6 +43,9 @@ pub enum Event {
     Eligible(bool),
     /// The stream broke; what is known stays, and may be old.
     Lost(Stream, Loss),
+    /// What the request of this number asked for has been told; a store has no use for it.
+    #[cfg(feature = "feed")]
+    Answers(u64),
     /// Everything that happened in the stream until this moment has been told.
     InStep(Stream),
 }
