@@ -63,6 +63,10 @@ pub struct SidecarArguments {
     /// Take connections to every Service's address that the rules of remora capture bring; needs CAP_NET_RAW
     #[arg(long, env = "REMORA_CAPTURE", value_parser = clap::builder::FalseyValueParser::new())]
     pub capture: bool,
+    /// With --capture and a feed, only Services that are used are known, and one without a connection for so long is
+    /// forgotten; off: every one is known
+    #[arg(long, env = "REMORA_ON_DEMAND_IDLE", value_name = "DURATION|off", default_value = "10m")]
+    pub on_demand_idle: String,
     /// How.
     #[command(flatten)]
     pub serving: ServingArguments,

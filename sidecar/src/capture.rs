@@ -71,6 +71,20 @@ pub async fn run(config: config::Capture) -> Result<String, Error> {
     }
 }
 
+/// The ranges that are captured in this network namespace, as the kernel routes them; none if it does not say. Takes no
+/// rights.
+pub fn routed() -> Vec<ipnet::IpNet> {
+    let mut ranges = Vec::new();
+    let Ok(socket) = socket::Socket::route() else { return ranges };
+    for family in Family::ALL {
+        // A kernel without the family has none.
+        let _ = socket.dump(&routing::ask_routes(family), |_, item| {
+            ranges.extend(routing::Route::read(item).map(|route| route.range));
+        });
+    }
+    ranges
+}
+
 /// Begins to capture.
 async fn up(config: config::CaptureUp) -> Result<String, Error> {
     let failed = |error| Error::Kernel("capture", error);

@@ -55,6 +55,8 @@ pub struct Sidecar {
     pub listens: Vec<Listen>,
     /// Take captured connections too.
     pub capture: bool,
+    /// Know of a feed only what is used, and so long after.
+    pub on_demand: Option<Duration>,
     /// Serve node ports.
     pub node: Option<NodePorts>,
     /// Be a load balancer.
@@ -149,7 +151,15 @@ impl Sidecar {
     /// The first thing that is wrong.
     pub fn new(typed: SidecarArguments, in_pod: bool) -> Result<Self, Error> {
         let listens = listens(&typed.listen)?;
-        Ok(Self { listens, capture: typed.capture, ..Self::serving(typed.serving, in_pod)? })
+        let idle = match typed.on_demand_idle.trim() {
+            "off" => None,
+            text => Some(positive("on-demand-idle", text, "10m")?),
+        };
+        let serving = Self::serving(typed.serving, in_pod)?;
+        // Who reads a feed of ours, or asks for names, may want any Service.
+        let is_alone = serving.feed.is_none() && serving.dns.is_none();
+        let may = typed.capture && is_alone && matches!(serving.source, Source::Feed(_));
+        Ok(Self { listens, capture: typed.capture, on_demand: idle.filter(|_| may), ..serving })
     }
 
     /// Judges the command line of `remora node`; `in_pod` decides defaults.
@@ -183,6 +193,7 @@ impl Sidecar {
         Ok(Self {
             listens: Vec::new(),
             capture: false,
+            on_demand: None,
             node: None,
             balancing: None,
             source,

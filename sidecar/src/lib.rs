@@ -3,12 +3,14 @@
 pub mod admin;
 pub mod arguments;
 pub mod ask;
+pub mod asking;
 pub mod balancer;
 pub mod capabilities;
 pub mod capture;
 pub mod certificate;
 pub mod check;
 pub mod config;
+pub mod demand;
 pub mod dns;
 pub mod ending;
 pub mod endpoints;

@@ -16,10 +16,11 @@ use prometheus_client::registry::Registry;
 use selection::{ServicePort, Tallies};
 use watcher::{BOUNDS, Histogram, Status, Watch};
 
+use crate::asking::Outcome;
 use crate::signals::Capturing;
 use crate::tcp::{Listen, StandIn};
 use crate::traffic::{Counts, Failure, Label, Traffic};
-use crate::{balancer, dns, feed, inject, node};
+use crate::{asking, balancer, dns, feed, inject, node};
 use process::Process;
 
 /// The media type of what [`Metrics::text`] gives.
@@ -49,6 +50,7 @@ impl Metrics {
             resolver: None,
             admissions: None,
             balancer: None,
+            demand: None,
         })
     }
 
@@ -86,6 +88,12 @@ impl Metrics {
         self
     }
 
+    /// The same, with whose addresses were asked for.
+    pub fn with_demand(mut self, demand: Arc<asking::Counts>) -> Self {
+        self.0.demand = Some(demand);
+        self
+    }
+
     /// The same, with what the DNS answered.
     pub fn with_dns(mut self, dns: Arc<dns::Counts>) -> Self {
         self.0.dns = Some(dns);
@@ -120,6 +128,7 @@ struct Readings {
     feed: Option<Arc<feed::Counts>>,
     node: Option<Arc<node::Counts>>,
     balancer: Option<(Arc<balancer::Counts>, tokio::sync::watch::Receiver<bool>)>,
+    demand: Option<Arc<asking::Counts>>,
     dns: Option<Arc<dns::Counts>>,
     admissions: Option<Arc<inject::Counts>>,
     resolver: Option<Arc<dns::Resolver>>,
@@ -148,6 +157,7 @@ impl Collector for Readings {
         source(&mut page, &self.watch.status())?;
         self.node.iter().try_for_each(|counts| node_ports(&mut page, counts))?;
         self.balancer.iter().try_for_each(|(counts, leads)| balancing(&mut page, counts, *leads.borrow()))?;
+        self.demand.iter().try_for_each(|counts| asked(&mut page, counts))?;
         self.feed.iter().try_for_each(|counts| told(&mut page, counts))?;
         self.dns.iter().try_for_each(|counts| names(&mut page, counts))?;
         self.admissions.iter().try_for_each(|counts| admissions(&mut page, counts))?;
@@ -306,6 +316,14 @@ fn node_ports(page: &mut Page<'_>, counts: &node::Counts) -> fmt::Result {
         "remora_node_health_checks",
         "Health checks of load balancers at an address of this node, answered or held by another program",
         checks.map(|(state, count)| ([("state", state)], count)),
+    )
+}
+
+fn asked(page: &mut Page<'_>, counts: &asking::Counts) -> fmt::Result {
+    page.counters(
+        "remora_demand_questions",
+        "Connections to addresses that no table knew, by what the feed said of them",
+        Outcome::ALL.map(|outcome| ([("outcome", outcome.label())], counts.of(outcome))),
     )
 }
 

@@ -37,7 +37,7 @@ use crate::metrics::Metrics;
 use crate::signals::{self, Capturing};
 use crate::tcp::{self, Entrance, Listen, StandIn};
 use crate::traffic::Traffic;
-use crate::{balancer, capabilities, certificate, logs, node};
+use crate::{asking, balancer, capabilities, certificate, demand, logs, node};
 
 /// Why the sidecar does not start.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +96,8 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
     let Secret(seed) = secret().map_err(|error| Error::System("read random numbers", error))?;
     let descriptors_end =
         i32::try_from(descriptors - DESCRIPTORS_KEPT.min(descriptors / 4)).unwrap_or(i32::MAX);
+    let (asking, questions) = config.on_demand.map(|_| asking::asking()).unzip();
+    let asks = asking.as_ref().map(asking::Asking::counts);
     let settings = tcp::Settings {
         connect_timeout: config.connect_timeout,
         max_connections: config.max_connections,
@@ -105,6 +107,7 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
         seed,
         origin,
         log_connections: config.log_connections,
+        asking,
         ..tcp::Settings::default()
     };
     let (tells, stand_ins): (Vec<_>, Vec<_>) = config.listens.iter().map(|_| StandIn::new()).unzip();
@@ -143,7 +146,7 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
         .then(|| control.block_on(Notices::new("remora-node", config.here.node.as_ref())))
         .transpose()
         .map_err(watcher::Error::from)?;
-    let mut balance = None;
+    let (mut balance, mut demands) = (None, None);
     let scope = match balancing {
         Some(_) => Scope::All,
         None => scope(&listens, config.capture || node.is_some(), feed.is_some() || follows_names),
@@ -155,10 +158,17 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
             balance = Some((balancer.counts(), leads, release, balancer.held()));
             (watch, Some(balancer))
         }
-        None => {
-            let (source, here) = (config.source.clone(), config.here.clone());
-            (control.block_on(watcher::start(source, scope.clone(), here))?, None)
-        }
+        None => match (config.source.clone(), config.here.clone(), config.on_demand.zip(questions)) {
+            (Source::Feed(address), here, Some((idle, questions))) => {
+                let always = listens.iter().map(|listen| listen.service.clone());
+                let _inside = control.enter();
+                let (watch, following) = demand::follow(address, always, here, idle, questions)
+                    .map_err(|error| Error::System("tell what is left to the node", error))?;
+                demands = Some(following);
+                (watch, None)
+            }
+            (source, here, _) => (control.block_on(watcher::start(source, scope.clone(), here))?, None),
+        },
     };
     let shared = Listeners {
         watch: watch.clone(),
@@ -184,6 +194,9 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
         .transpose()?;
     let traffic = Arc::new(Traffic::default());
     let running = bound.run(&watch.tables, &traffic)?;
+    if let Some(demands) = demands {
+        control.spawn(demands.serve(Arc::clone(&traffic)));
+    }
     inherited.serves();
     let draining = Draining::default();
     let node_counts = node.as_ref().map(node::Node::counts);
@@ -204,7 +217,9 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
             let before = std::mem::replace(&mut exhausted, counted.exhausted());
             exhausted == before && tcp::has_room(descriptors_end)
         };
-        let begin = || signals::start(&watch.tables, &capturing, has_room);
+        let counts = asks.clone();
+        let learns = move || counts.as_ref().is_some_and(|counts| counts.is_live());
+        let begin = || signals::start(&watch.tables, &capturing, has_room, learns);
         config.capture.then(begin).transpose().map_err(|error| Error::System("start the heartbeat", error))?
     };
     let asking = Arc::clone(&asked);
@@ -227,6 +242,10 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
         let metrics = Metrics::new(watch.clone(), Arc::clone(&traffic), listened, origin);
         let metrics = if listens.is_empty() { metrics } else { metrics.with_resolver(resolver) };
         let metrics = if config.capture { metrics.with(capturing) } else { metrics };
+        let metrics = match asks {
+            Some(asks) => metrics.with_demand(asks),
+            None => metrics,
+        };
         let metrics = match node_counts {
             Some(counts) => metrics.with_node(counts),
             None => metrics,

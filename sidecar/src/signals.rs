@@ -26,6 +26,7 @@ use tokio::sync::Notify;
 use watcher::Tables;
 
 use crate::capture::agreement::{ALIVE_EVERY, Signal, VERDICT_LASTS};
+use crate::capture::routed;
 
 /// Verdicts are repeated well before they fade.
 const REPEAT: Duration = Duration::from_secs(VERDICT_LASTS.as_secs() / 3);
@@ -33,8 +34,6 @@ const REPEAT: Duration = Duration::from_secs(VERDICT_LASTS.as_secs() / 3);
 const SAID_AT_ONCE: usize = 64;
 /// How long an address that no rule takes is left in peace.
 const NOT_CAPTURED: Duration = Duration::from_secs(600);
-/// Addresses that the heartbeat tries in a family until a rule takes one, at each beat.
-const TRIES: usize = 16;
 /// How long the heart rests after there was no room for a connection: until then those that end make room for few.
 const FULL_RESTS: Duration = Duration::from_secs(5);
 /// What is not taken goes no further than this Pod's node.
@@ -77,7 +76,7 @@ impl Capturing {
             Signal::Serve => Some(&self.0.served),
             Signal::Refuse => Some(&self.0.refused),
             Signal::Drop => Some(&self.0.dropped),
-            Signal::Alive | Signal::Pass => None,
+            Signal::Alive | Signal::Learn | Signal::Leave | Signal::Pass => None,
         }
     }
 }
@@ -103,7 +102,7 @@ impl Drop for Heartbeat {
 }
 
 /// Begins to tell what `tables` say, on the current runtime, and to beat once that has been told, while it `has_room`
-/// for more connections.
+/// for more connections. While it `learns`, what no table knows is captured, too.
 ///
 /// # Errors
 /// If there is no socket or no thread to be had.
@@ -111,10 +110,11 @@ pub fn start(
     tables: &Tables,
     capturing: &Capturing,
     mut has_room: impl FnMut() -> bool + Send + 'static,
+    learns: impl Fn() -> bool + Send + 'static,
 ) -> io::Result<Heartbeat> {
     let (orders, ordered) = mpsc::channel();
     tokio::spawn(tell(tables.clone(), capturing.clone(), Voice::new()?, orders.clone()));
-    let mut heart = Heart { tables: tables.clone(), voice: Voice::new()?, found: [None; 2], skip: 0 };
+    let mut heart = Heart { voice: Voice::new()?, found: [None; 2] };
     let capturing = capturing.clone();
     std::thread::Builder::new().name("heartbeat".to_owned()).spawn(move || {
         let (mut beats, mut unheard, mut full) = (false, 0, None);
@@ -129,7 +129,7 @@ pub fn start(
             }
             let rests = full.is_some_and(|at| at.elapsed() < FULL_RESTS);
             if beats && !rests {
-                unheard = if heart.beat(&capturing) { 0 } else { unheard + 1 };
+                unheard = if heart.beat(&capturing, learns()) { 0 } else { unheard + 1 };
             }
             if unheard == PATIENCE {
                 tracing::warn!(
@@ -180,22 +180,22 @@ async fn say_all(voice: &mut Voice, table: &Table) {
 
 /// Who beats.
 struct Heart {
-    tables: Tables,
     voice: Voice,
     /// By family, an address whose signals a rule took.
     found: [Option<IpAddr>; 2],
-    /// How many addresses to pass over in the next search.
-    skip: usize,
 }
 
 impl Heart {
     /// Beats once; whether any family heard it.
-    fn beat(&mut self, capturing: &Capturing) -> bool {
+    fn beat(&mut self, capturing: &Capturing, learns: bool) -> bool {
         for family in FAMILIES {
             let at = family as usize;
             let is_heard = self.found[at].is_some_and(|ip| self.is_taken(ip));
             if !is_heard {
                 self.found[at] = self.search(family);
+            }
+            if let Some(ip) = self.found[at].filter(|_| learns) {
+                self.voice.send(Signal::Learn, SocketAddr::new(ip, DISCARD));
             }
             let is_heard = self.found[at].is_some();
             if capturing.0.alive[at].swap(is_heard, Relaxed) != is_heard {
@@ -211,20 +211,11 @@ impl Heart {
         self.found.iter().any(Option::is_some)
     }
 
-    /// An address of a Service in `family` that is captured, if one of the next few is.
+    /// An address in `family` whose signals a rule takes: any that is captured.
     fn search(&mut self, family: Family) -> Option<IpAddr> {
-        let table = self.tables.load();
-        let of_family =
-            || table.all().filter(|port| port.id.family == family).filter_map(|port| port.cluster_ip);
-        if of_family().nth(self.skip).is_none() {
-            self.skip = 0;
-        }
-        let next: Vec<IpAddr> = of_family().skip(self.skip).take(TRIES).collect();
-        let taken = next.into_iter().find(|ip| self.is_taken(*ip));
-        if taken.is_none() {
-            self.skip += TRIES;
-        }
-        taken
+        let addresses = routed().into_iter().filter_map(|range| range.hosts().next());
+        let of_family: Vec<IpAddr> = addresses.filter(|ip| Family::of(ip) == family).collect();
+        of_family.into_iter().find(|ip| self.is_taken(*ip))
     }
 
     fn is_taken(&mut self, ip: IpAddr) -> bool {
@@ -244,14 +235,16 @@ enum Heard {
 }
 
 /// Says signals.
-struct Voice {
+#[derive(Debug)]
+pub(crate) struct Voice {
     sockets: [Option<UdpSocket>; 2],
     /// Addresses that no rule takes, and when that was seen. As many as Services at most.
     not_captured: HashMap<IpAddr, Instant>,
 }
 
 impl Voice {
-    fn new() -> io::Result<Self> {
+    /// One with sockets of its own.
+    pub(crate) fn new() -> io::Result<Self> {
         let v4 = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         // A machine without IPv6 captures none.
         let v6 = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).ok();
@@ -266,7 +259,7 @@ impl Voice {
     }
 
     /// Says `signal` of `address`, unless no rule took one to it lately.
-    fn say(&mut self, signal: Signal, address: SocketAddr) {
+    pub(crate) fn say(&mut self, signal: Signal, address: SocketAddr) {
         let ip = address.ip();
         if self.not_captured.get(&ip).is_some_and(|at| at.elapsed() < NOT_CAPTURED) {
             return;

@@ -37,6 +37,7 @@ use watcher::Tables;
 use self::pins::Pins;
 pub use self::stand_in::{Found, StandIn};
 use self::worker::{Opening, Plan, Stage};
+use crate::asking::Asking;
 use crate::handover::{Held, Inherited, Role};
 use crate::traffic::Traffic;
 
@@ -110,6 +111,8 @@ pub struct Settings {
     pub origin: Instant,
     /// Write one line of target `access` for each closed connection. Default false.
     pub log_connections: bool,
+    /// Who finds out whose an address is that the table does not know. Default: nobody, such connections pass.
+    pub asking: Option<Asking>,
 }
 
 /// Listeners that hold their addresses; clients that connect wait. Owning one means that nobody else gets them.
@@ -187,6 +190,7 @@ impl Default for Settings {
             seed: Seed(0, 0),
             origin: Instant::now(),
             log_connections: false,
+            asking: None,
         }
     }
 }

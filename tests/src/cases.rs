@@ -16,8 +16,8 @@ pub mod reach;
 /// Cases at the same time: their nodes and their cluster are shared, their Services are not.
 pub const AT_A_TIME: usize = 4;
 
-/// The main function of a test binary that runs cases: each of `both` twice, by the names
-/// `CASE_with_kube_proxy` and `CASE_with_remora`, each of `alone` once. With `remora: off`, those
+/// The main function of a test binary that runs cases: each of `both` three times, by the names
+/// `CASE_with_kube_proxy`, `CASE_with_remora` and `CASE_on_demand`, each of `alone` once. With `remora: off`, those
 /// with Remora are left out. Those of `both` run some at a time, since they mostly wait for others;
 /// those of `alone` measure, and run one by one.
 #[macro_export]
@@ -35,6 +35,9 @@ macro_rules! cases {
             if $crate::cases!(@is $remora) {
                 tests.extend([$($(
                     $crate::cases!(@both concat!(stringify!($case), "_with_remora"), Remora, $module, $case)
+                ),+),+]);
+                tests.extend([$($(
+                    $crate::cases!(@both concat!(stringify!($case), "_on_demand"), OnDemand, $module, $case)
                 ),+),+]);
                 alone.extend([$($(
                     $crate::world::Test {

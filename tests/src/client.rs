@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::{Cluster, Injected, Namespace, Node, Pod, SOON, World, tools, wait_until};
+use crate::{Cluster, Hub, Injected, Namespace, Node, Pod, SOON, World, tools, wait_until};
 
 /// Who makes the connections: an ordinary user.
 const USER: u32 = 1000;
@@ -38,11 +38,14 @@ pub enum Way {
     KubeProxy,
     /// Remora, in the Pod.
     Remora,
+    /// The same, fed by a hub with what the Pod uses.
+    OnDemand,
 }
 
 /// Owning one means that its Pod runs, and Remora in it if that is the way.
 pub struct Client {
     injected: Option<Injected>,
+    hub: Option<Hub>,
     /// Its Pod, labelled `app: client`, which serves too.
     pub pod: Pod,
     /// Where its Services and their Pods are.
@@ -117,16 +120,26 @@ impl Client {
         let namespace = Namespace::new(Cluster::shared().await).await;
         let [near, _] = namespace.cluster.nodes().await;
         let pod = Pod::ready(&world, &namespace, "client", "client", near).await;
-        let mut client = Client { injected: None, pod, namespace, world };
-        if way == Way::Remora {
-            client.inject().await;
+        let mut client = Client { injected: None, hub: None, pod, namespace, world };
+        match way {
+            Way::KubeProxy => {}
+            Way::Remora => client.inject().await,
+            Way::OnDemand => {
+                let hub = Hub::start(&client);
+                client.take(Injected::start_fed(&client, &hub).await).await;
+                client.hub = Some(hub);
+            }
         }
         client
     }
 
     /// Prepares the Pod for Remora, starts it, and waits until it takes connections.
     pub async fn inject(&mut self) {
-        let mut injected = Injected::start(self).await;
+        let injected = Injected::start(self).await;
+        self.take(injected).await;
+    }
+
+    async fn take(&mut self, mut injected: Injected) {
         injected.wait_taking(self).await;
         self.injected = Some(injected);
     }
@@ -137,6 +150,14 @@ impl Client {
     /// When that is not the way.
     pub fn remora(&self) -> &Injected {
         self.injected.as_ref().expect("Remora is in this Pod")
+    }
+
+    /// The hub that feeds it.
+    ///
+    /// # Panics
+    /// When none does.
+    pub fn hub(&self) -> &Hub {
+        self.hub.as_ref().expect("a hub feeds this Pod")
     }
 
     /// The node of its Pod, and the other one.

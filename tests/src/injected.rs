@@ -39,6 +39,29 @@ pub struct Injected {
     before: u64,
 }
 
+/// A hub beside the cluster. Owning one means that it runs, unless it was killed.
+pub struct Hub {
+    /// The process.
+    pub program: Program,
+    place: PathBuf,
+}
+
+impl Hub {
+    /// Starts one for the cluster of a client, without waiting for it.
+    pub fn start(client: &Client) -> Hub {
+        let place = client.world.own_folder().join("feed");
+        let mut command = Host::new(&client.world, "hub").command(tools::own("remora", "sidecar"));
+        command.env("KUBECONFIG", client.namespace.cluster.kubeconfig());
+        command.args(["hub", "--source", "kube", "--feed", &format!("unix:{}", place.display())]);
+        Hub { program: Program::start(&client.world, "hub", command), place }
+    }
+
+    /// What its readers name as their source.
+    pub fn source(&self) -> String {
+        format!("feed:unix:{}", self.place.display())
+    }
+}
+
 /// How it runs.
 enum Process {
     /// As a process of its user, whose one capability is ambient.
@@ -60,6 +83,15 @@ impl Injected {
         Injected::start_as(client, name, client.pod.host.command_as(USER, &["net_raw"], program))
     }
 
+    /// Prepares the Pod of a client and starts a sidecar that a hub feeds, without waiting for it.
+    pub async fn start_fed(client: &Client, hub: &Hub) -> Injected {
+        prepare(&client.pod.host).await;
+        let mut command =
+            client.pod.host.command_as(USER, &["net_raw"], tools::for_everybody("remora", "sidecar"));
+        command.args(arguments(&hub.source()));
+        Injected::of(Process::Plain(Program::start(&client.world, "remora", command)), &client.pod.host)
+    }
+
     /// The same with so many descriptors at most.
     pub async fn start_with_descriptors(client: &Client, name: &str, descriptors: u32) -> Injected {
         let mut command = client.pod.host.command_as(USER, &["net_raw"], "prlimit");
@@ -70,7 +102,7 @@ impl Injected {
     }
 
     fn start_as(client: &Client, name: &str, mut command: Command) -> Injected {
-        command.env("KUBECONFIG", write_kubeconfig(client)).args(arguments());
+        command.env("KUBECONFIG", write_kubeconfig(client)).args(arguments("kube"));
         Injected::of(Process::Plain(Program::start(&client.world, name, command)), &client.pod.host)
     }
 
@@ -84,7 +116,7 @@ impl Injected {
             &["CAP_NET_RAW"],
             &["KUBECONFIG=/kubeconfig"],
             &[kubeconfig],
-            &arguments().each_ref().map(String::as_str),
+            &arguments("kube").each_ref().map(String::as_str),
         );
         Injected::of(Process::Contained(container), host)
     }
@@ -184,10 +216,10 @@ pub async fn unprepare(host: &Host) {
     down.unwrap_or_else(|error| panic!("it is not undone: {error}"));
 }
 
-fn arguments() -> [String; 10] {
+fn arguments(source: &str) -> [String; 10] {
     let [(node, _), _] = NODES;
     let health = format!("0.0.0.0:{HEALTH}");
-    ["sidecar", "--capture", "--source", "kube", "--node", node, "--health", &health, "--admin", ADMIN]
+    ["sidecar", "--capture", "--source", source, "--node", node, "--health", &health, "--admin", ADMIN]
         .map(str::to_owned)
 }
 

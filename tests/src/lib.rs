@@ -50,7 +50,7 @@ pub use cluster::{Cluster, Namespace};
 pub use container::Container;
 pub use envoy::Envoy;
 pub use image::Image;
-pub use injected::Injected;
+pub use injected::{Hub, Injected};
 pub use load::Load;
 pub use network::Host;
 pub use node::Node;

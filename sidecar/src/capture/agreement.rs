@@ -38,7 +38,7 @@ pub const TABLE: &str = "remora";
 pub const ALIVE_LASTS: Duration = Duration::from_secs(3);
 /// How often [`Signal::Alive`] is to be sent, to each captured family.
 pub const ALIVE_EVERY: Duration = Duration::from_secs(1);
-/// How long a [`Signal::Serve`], [`Signal::Refuse`] or [`Signal::Drop`] holds without another one.
+/// How long a [`Signal::Serve`], [`Signal::Refuse`], [`Signal::Drop`] or [`Signal::Leave`] holds without another one.
 pub const VERDICT_LASTS: Duration = Duration::from_secs(180);
 /// How long a flow that is not captured is remembered after its last packet.
 pub const PASSED_LASTS: Duration = Duration::from_secs(24 * 60 * 60);
@@ -47,6 +47,8 @@ pub const CLOSING_LASTS: Duration = Duration::from_secs(10 * 60);
 
 /// The set of families whose sidecar is alive; its keys are `meta nfproto`.
 pub const ALIVE_SET: &str = "alive";
+/// The set of families whose sidecar learns; its keys are those of [`ALIVE_SET`].
+pub const LEARNING_SET: &str = "learning";
 /// Without the family's number, 4 or 6: the sets of what is captured.
 pub const SERVICES_SET: &str = "services";
 /// Address and port of Service ports whose connections are captured.
@@ -55,6 +57,8 @@ pub const SERVED_SET: &str = "served";
 pub const REFUSED_SET: &str = "refused";
 /// Address and port of Service ports whose connections are dropped.
 pub const DROPPED_SET: &str = "dropped";
+/// Address and port of what is the node's business though the sidecar learns.
+pub const LEFT_SET: &str = "left";
 /// Source port, address and port of flows that go to the node, those of [`CLOSING_SET`] among them.
 pub const PASSED_SET: &str = "passed";
 /// Those of them whose client has said that it will send no more.
@@ -66,20 +70,26 @@ pub const CLOSING_SET: &str = "closing";
 pub enum Signal {
     /// Here is somebody who takes connections; holds for [`ALIVE_LASTS`]. Address and port do not matter.
     Alive,
-    /// Capture new connections to this address and port; holds for [`VERDICT_LASTS`], as the next two do. The last of
-    /// the four that was said of a place counts.
+    /// And finds out whose an address and port are of which nothing has been said: capture new connections to them, too.
+    /// Holds for [`ALIVE_LASTS`].
+    Learn,
+    /// Capture new connections to this address and port; holds for [`VERDICT_LASTS`], as the next three do. The last
+    /// of the five that was said of a place counts.
     Serve,
     /// Refuse new connections to this address and port.
     Refuse,
     /// Drop new connections to this address and port.
     Drop,
+    /// Leave new connections to this address and port to the node, though the sidecar learns.
+    Leave,
     /// Leave new connections to this address and port to the node, as if nothing had been said of them.
     Pass,
 }
 
 impl Signal {
     /// Every signal.
-    pub const ALL: [Self; 5] = [Self::Alive, Self::Serve, Self::Refuse, Self::Drop, Self::Pass];
+    pub const ALL: [Self; 7] =
+        [Self::Alive, Self::Learn, Self::Serve, Self::Refuse, Self::Drop, Self::Leave, Self::Pass];
 
     /// The six bits by which the rules know it: the upper ones of IPv4's type of service (`IP_TOS`) and of IPv6's
     /// traffic class (`IPV6_TCLASS`), so both options take this times four.
@@ -90,6 +100,8 @@ impl Signal {
             Self::Drop => 0x2d,
             Self::Serve => 0x2b,
             Self::Pass => 0x29,
+            Self::Learn => 0x28,
+            Self::Leave => 0x27,
         }
     }
 }
@@ -102,7 +114,7 @@ mod tests {
     fn the_signals_are_neighbours_so_that_one_rule_drops_them_all() {
         let mut dscp = Signal::ALL.map(Signal::dscp);
         dscp.sort();
-        assert_eq!(dscp, [0x29, 0x2a, 0x2b, 0x2c, 0x2d]);
+        assert_eq!(dscp, [0x27, 0x28, 0x29, 0x2a, 0x2b, 0x2c, 0x2d]);
     }
 
     #[test]

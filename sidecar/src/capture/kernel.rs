@@ -7,7 +7,7 @@ use std::io;
 use ipnet::IpNet;
 use rustix::io::Errno;
 
-use super::agreement::{ALIVE_SET, CLOSING_SET, PASSED_SET, SERVICES_SET};
+use super::agreement::{CLOSING_SET, PASSED_SET, SERVICES_SET};
 use super::family::Family;
 use super::flows::{self, Flow, Line};
 use super::message::Message;
@@ -382,10 +382,10 @@ impl Installed {
         }
     }
 
-    /// Whether the sidecar of a family is alive.
-    pub(super) fn alive(&self, family: Family) -> bool {
-        let alive = self.elements.get(ALIVE_SET);
-        alive.is_some_and(|keys| keys.iter().any(|(key, _)| *key == [family.number()]))
+    /// Whether a family is in a set of families.
+    pub(super) fn has(&self, set: &str, family: Family) -> bool {
+        let families = self.elements.get(set);
+        families.is_some_and(|keys| keys.iter().any(|(key, _)| *key == [family.number()]))
     }
 
     /// How many elements a set of a family has.

@@ -8,8 +8,8 @@ use std::ops::RangeInclusive;
 use serde::Serialize;
 
 use super::agreement::{
-    CLOSING_SET, DROPPED_SET, MARK, MARK_MASK, PASSED_SET, REFUSED_SET, ROUTING_TABLE, RULE_PREFERENCE,
-    SERVED_SET, TABLE,
+    ALIVE_SET, CLOSING_SET, DROPPED_SET, LEARNING_SET, LEFT_SET, MARK, MARK_MASK, PASSED_SET, REFUSED_SET,
+    ROUTING_TABLE, RULE_PREFERENCE, SERVED_SET, TABLE,
 };
 use super::family::Family;
 use super::kernel::Installed;
@@ -46,12 +46,16 @@ pub struct FamilyReport {
     pub routed: bool,
     /// Whether a sidecar takes connections.
     pub alive: bool,
+    /// And finds out whose other addresses are.
+    pub learning: bool,
     /// Service ports whose connections are captured.
     pub served: usize,
     /// Service ports that are refused.
     pub refused: usize,
     /// Service ports whose connections are dropped.
     pub dropped: usize,
+    /// Addresses and ports that are the node's, though it asks.
+    pub left: usize,
     /// Connections that are let pass, those that close among them.
     pub passed: usize,
     /// Those of them whose client has said its last.
@@ -70,10 +74,12 @@ impl Report {
             services: ranges(family, &plan.services),
             skip_subnets: ranges(family, &plan.skip_subnets),
             routed: installed.is_routed(family),
-            alive: installed.alive(family),
+            alive: installed.has(ALIVE_SET, family),
+            learning: installed.has(LEARNING_SET, family),
             served: installed.count(SERVED_SET, family),
             refused: installed.count(REFUSED_SET, family),
             dropped: installed.count(DROPPED_SET, family),
+            left: installed.count(LEFT_SET, family),
             passed: installed.count(PASSED_SET, family),
             closing: installed.count(CLOSING_SET, family),
         });
@@ -153,12 +159,16 @@ impl FamilyReport {
             write!(text, " without {}", skip_subnets.join(", "))?;
         }
         writeln!(text)?;
-        let alive = if self.alive { "yes" } else { "no, so new connections go to the node" };
+        let alive = match (self.alive, self.learning) {
+            (true, false) => "yes",
+            (true, true) => "yes, and it asks whose an address is that it does not know",
+            (false, _) => "no, so new connections go to the node",
+        };
         writeln!(text, "  sidecar alive: {alive}")?;
         writeln!(
             text,
-            "  Service ports captured: {}, refused: {}, dropped: {}; connections let pass: {}, {} of them closing",
-            self.served, self.refused, self.dropped, self.passed, self.closing
+            "  Service ports captured: {}, refused: {}, dropped: {}, left: {}; connections let pass: {}, {} of them closing",
+            self.served, self.refused, self.dropped, self.left, self.passed, self.closing
         )?;
         if !self.routed {
             writeln!(text, "  its routing rule or route is missing: run `remora capture up` again")?;

@@ -26,8 +26,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::agreement::{
-    ALIVE_LASTS, ALIVE_SET, CLOSING_LASTS, CLOSING_SET, DROPPED_SET, LISTENER_V4, LISTENER_V6, MARK,
-    PASSED_LASTS, PASSED_SET, PORT, REFUSED_SET, SERVED_SET, Signal, VERDICT_LASTS,
+    ALIVE_LASTS, ALIVE_SET, CLOSING_LASTS, CLOSING_SET, DROPPED_SET, LEARNING_SET, LEFT_SET, LISTENER_V4,
+    LISTENER_V6, MARK, PASSED_LASTS, PASSED_SET, PORT, REFUSED_SET, SERVED_SET, Signal, VERDICT_LASTS,
 };
 use super::expression::{
     ACK, Change, Comparison, Expression, FIN, FIRST, Fact, RST, SYN, TCP, UDP, Verdict, carries_data,
@@ -173,7 +173,12 @@ fn tcp(family: Family) -> Chain {
 
 fn signals(family: Family) -> Chain {
     let is = |signal: Signal| dscp(family, signal.dscp(), signal.dscp());
-    let places = [(Signal::Serve, SERVED_SET), (Signal::Refuse, REFUSED_SET), (Signal::Drop, DROPPED_SET)];
+    let places = [
+        (Signal::Serve, SERVED_SET),
+        (Signal::Refuse, REFUSED_SET),
+        (Signal::Drop, DROPPED_SET),
+        (Signal::Leave, LEFT_SET),
+    ];
     // Leaves a place in one set at most.
     let move_to = |kept: Option<&str>| {
         let change = |change, set| Expression::Change(change, named(set, family));
@@ -183,20 +188,17 @@ fn signals(family: Family) -> Chain {
         changes
     };
     let seconds = VERDICT_LASTS.as_secs();
-    let mut rules = vec![Rule::new(
-        format!(
-            "DSCP {:#04x}: the sidecar is alive, for the next {} s",
-            Signal::Alive.dscp(),
-            ALIVE_LASTS.as_secs()
-        ),
-        [
-            &is(Signal::Alive)[..],
-            &[
-                Expression::Meta(Fact::Family, FIRST),
-                Expression::Change(Change::Update, ALIVE_SET.to_owned()),
-            ],
-        ],
-    )];
+    let states = [(Signal::Alive, ALIVE_SET, "is alive"), (Signal::Learn, LEARNING_SET, "learns")];
+    let lasts = ALIVE_LASTS.as_secs();
+    let mut rules: Vec<Rule> = states
+        .map(|(signal, set, is_so)| {
+            let is_known = Expression::Change(Change::Update, set.to_owned());
+            Rule::new(
+                format!("DSCP {:#04x}: the sidecar {is_so}, for the next {lasts} s", signal.dscp()),
+                [&is(signal)[..], &[Expression::Meta(Fact::Family, FIRST), is_known]],
+            )
+        })
+        .into();
     rules.extend(places.map(|(signal, set)| {
         Rule::new(
             format!("DSCP {:#04x}: this address and port is {set}, for {seconds} s", signal.dscp()),
@@ -270,6 +272,17 @@ fn opening(family: Family, plan: &Plan) -> Chain {
         Rule::new(
             "one that it drops does not answer",
             [&in_set(&place(family), DROPPED_SET)[..], &[Expression::Verdict(Verdict::Drop)]],
+        ),
+        Rule::new(
+            format!("one that was left to the node goes there: see chain {leaving}"),
+            [&in_set(&place(family), LEFT_SET)[..], &[goto(&leaving)]],
+        ),
+        Rule::new(
+            "any other is captured while the sidecar learns",
+            [
+                &[Expression::Meta(Fact::Family, FIRST), Expression::Lookup(LEARNING_SET.to_owned(), true)],
+                &captured[..],
+            ],
         ),
         Rule::new(
             format!("any other address and port is the node's business: see chain {leaving}"),

@@ -4,8 +4,8 @@
 //! | set | of a key | written by |
 //! |---|---|---|
 //! | `services4`, `services6`, `skip_ports`, `skip_subnets4`, `skip_subnets6` | address or port | `up` |
-//! | `alive` | IP family | signals |
-//! | `served4`, `refused4`, `dropped4`, and 6 | address, port | signals |
+//! | `alive`, `learning` | IP family | signals |
+//! | `served4`, `refused4`, `dropped4`, `left4`, and 6 | address, port | signals |
 //! | `passed4`, `closing4` (its part), and 6 | source port, address, port | packets that pass, and `up` |
 //! | `probed4`, and 6 | source port, address, port | the probe of `up` |
 //! | `arriving4`, and 6; only while `up` runs | address | `up` |
@@ -13,8 +13,8 @@
 use std::time::Duration;
 
 use super::agreement::{
-    ALIVE_LASTS, ALIVE_SET, CLOSING_LASTS, CLOSING_SET, DROPPED_SET, PASSED_LASTS, PASSED_SET, REFUSED_SET,
-    SERVED_SET, SERVICES_SET, VERDICT_LASTS,
+    ALIVE_LASTS, ALIVE_SET, CLOSING_LASTS, CLOSING_SET, DROPPED_SET, LEARNING_SET, LEFT_SET, PASSED_LASTS,
+    PASSED_SET, REFUSED_SET, SERVED_SET, SERVICES_SET, VERDICT_LASTS,
 };
 use super::family::Family;
 use super::plan::{Bound, Plan, address_bounds, port_bounds};
@@ -69,12 +69,8 @@ pub(super) fn named(name: &str, family: Family) -> String {
 /// All sets. They are there for both families, so that they outlast a change of the ranges.
 pub(super) fn sets(plan: &Plan) -> Vec<Set> {
     let mut sets = vec![
-        Set {
-            name: ALIVE_SET.to_owned(),
-            datatype: DATATYPE_FAMILY,
-            parts: vec![1],
-            contents: Contents::Moving(ALIVE_LASTS, FAMILIES_MOST),
-        },
+        families(ALIVE_SET),
+        families(LEARNING_SET),
         Set {
             name: SKIP_PORTS_SET.to_owned(),
             datatype: DATATYPE_PORT,
@@ -89,6 +85,7 @@ pub(super) fn sets(plan: &Plan) -> Vec<Set> {
             places(SERVED_SET, family),
             places(REFUSED_SET, family),
             places(DROPPED_SET, family),
+            places(LEFT_SET, family),
             flows(PASSED_SET, family, PASSED_LASTS),
             flows(CLOSING_SET, family, CLOSING_LASTS),
             flows(PROBED_SET, family, PROBED_LASTS),
@@ -100,6 +97,15 @@ pub(super) fn sets(plan: &Plan) -> Vec<Set> {
 /// The sets of what will be captured in a moment.
 pub(super) fn arriving_sets(plan: &Plan) -> Vec<Set> {
     plan.families().into_iter().map(|family| addresses(ARRIVING_SET, family, &plan.services)).collect()
+}
+
+fn families(name: &str) -> Set {
+    Set {
+        name: name.to_owned(),
+        datatype: DATATYPE_FAMILY,
+        parts: vec![1],
+        contents: Contents::Moving(ALIVE_LASTS, FAMILIES_MOST),
+    }
 }
 
 fn addresses(name: &str, family: Family, ranges: &[ipnet::IpNet]) -> Set {

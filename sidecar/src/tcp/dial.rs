@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 
 use rustix::io::Errno;
-use selection::{Draw, Flow, Path, Question, ServicePort, Tallies, Tried, Verdict};
+use selection::{Destination, Draw, Flow, Path, Protocol, Question, ServicePort, Tallies, Tried, Verdict};
 use tokio::time::timeout;
 
 use super::account::{Account, End, Place};
@@ -41,9 +41,12 @@ pub(super) async fn dial(client: &Socket, spare: Spare, account: &mut Account) -
     loop {
         let choice = match choose(account, &tried) {
             Err(End::Refused) if tried.count() == 0 && settles(account).await => choose(account, &tried),
+            Ok(Choice { passes: true, address, .. }) if asks(account, address).await => {
+                choose(account, &tried)
+            }
             choice => choice,
         };
-        let Choice { address, is_only, is_announced } = match choice {
+        let Choice { address, is_only, is_announced, .. } = match choice {
             Ok(choice) => choice,
             Err(end) => return Err(last.map_or(end, End::Failed)),
         };
@@ -77,6 +80,8 @@ struct Choice {
     is_only: bool,
     /// It is told first who the client is.
     is_announced: bool,
+    /// It is no Service's endpoint, but what the client dialled.
+    passes: bool,
 }
 
 /// Waits until it is known what stands in for the Service port that the table does not have; `false` if nothing can.
@@ -93,6 +98,13 @@ async fn settles(account: &Account) -> bool {
     timeout(account.worker.settings.connect_timeout, stand_in.settles(version)).await.is_ok()
 }
 
+/// Waits until it is known whether a Service has `address`, which the table does not know; `false` if nobody is to say.
+async fn asks(account: &Account, address: SocketAddr) -> bool {
+    let Some(asking) = &account.worker.settings.asking else { return false };
+    asking.ask(Destination::new(address, Protocol::Tcp), account.worker.tables()).await;
+    true
+}
+
 /// Asks the table of this moment, and takes a place at the endpoint that it gives.
 fn choose(account: &mut Account, tried: &Tried) -> Result<Choice, End> {
     // The place at an endpoint that failed must not weigh in this pick.
@@ -105,7 +117,9 @@ fn choose(account: &mut Account, tried: &Tried) -> Result<Choice, End> {
             account.endpoint = Some(place);
             return Ok(choice);
         }
-        Found::Pass(address) => return Ok(Choice { address, is_only: true, is_announced: false }),
+        Found::Pass(address) => {
+            return Ok(Choice { address, is_only: true, is_announced: false, passes: true });
+        }
         Found::Nothing => {}
     }
     let ports = account.door.stand_in().map(StandIn::found).unwrap_or_default();
@@ -147,7 +161,7 @@ fn ask(
                 worker.pins.put(ip, &port.id, pin);
             }
             let is_announced = port.proxy_protocol && path == Path::NodePort;
-            let choice = Choice { address: endpoint.address, is_only: false, is_announced };
+            let choice = Choice { address: endpoint.address, is_only: false, is_announced, passes: false };
             Ok((choice, (endpoint.address, Place::take(&endpoint.tally))))
         }
         Verdict::Refuse => Err(End::Refused),

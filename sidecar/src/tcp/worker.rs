@@ -256,6 +256,11 @@ async fn connection(mut client: Socket, spare: Spare, mut account: Account) {
 }
 
 impl Worker {
+    /// Where tables are published.
+    pub(super) fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
     /// The time of tallies and pins.
     pub(super) fn now(&self) -> Millis {
         self.settings.origin.elapsed().as_millis() as Millis
