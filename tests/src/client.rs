@@ -124,11 +124,7 @@ impl Client {
         match way {
             Way::KubeProxy => {}
             Way::Remora => client.inject().await,
-            Way::OnDemand => {
-                let hub = Hub::start(&client);
-                client.take(Injected::start_fed(&client, &hub).await).await;
-                client.hub = Some(hub);
-            }
+            Way::OnDemand => client.feed(&[]).await,
         }
         client
     }
@@ -136,6 +132,14 @@ impl Client {
     /// Prepares the Pod for Remora, starts it, and waits until it takes connections.
     pub async fn inject(&mut self) {
         let injected = Injected::start(self).await;
+        self.take(injected).await;
+    }
+
+    /// The same, fed by a hub; `more` are arguments of the sidecar.
+    pub async fn feed(&mut self, more: &[&str]) {
+        let hub = Hub::start(self);
+        let injected = Injected::start_fed(self, &hub, more).await;
+        self.hub = Some(hub);
         self.take(injected).await;
     }
 

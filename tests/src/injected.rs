@@ -44,16 +44,18 @@ pub struct Hub {
     /// The process.
     pub program: Program,
     place: PathBuf,
+    _host: Host,
 }
 
 impl Hub {
     /// Starts one for the cluster of a client, without waiting for it.
     pub fn start(client: &Client) -> Hub {
         let place = client.world.own_folder().join("feed");
-        let mut command = Host::new(&client.world, "hub").command(tools::own("remora", "sidecar"));
+        let host = Host::new(&client.world, "hub");
+        let mut command = host.command(tools::own("remora", "sidecar"));
         command.env("KUBECONFIG", client.namespace.cluster.kubeconfig());
         command.args(["hub", "--source", "kube", "--feed", &format!("unix:{}", place.display())]);
-        Hub { program: Program::start(&client.world, "hub", command), place }
+        Hub { program: Program::start(&client.world, "hub", command), place, _host: host }
     }
 
     /// What its readers name as their source.
@@ -84,11 +86,13 @@ impl Injected {
     }
 
     /// Prepares the Pod of a client and starts a sidecar that a hub feeds, without waiting for it.
-    pub async fn start_fed(client: &Client, hub: &Hub) -> Injected {
+    pub async fn start_fed(client: &Client, hub: &Hub, more: &[&str]) -> Injected {
         prepare(&client.pod.host).await;
         let mut command =
             client.pod.host.command_as(USER, &["net_raw"], tools::for_everybody("remora", "sidecar"));
-        command.args(arguments(&hub.source()));
+        // A feed does not tell the zone of a node.
+        let [(_, zone), _] = NODES;
+        command.args(arguments(&hub.source())).args(["--zone", zone]).args(more);
         Injected::of(Process::Plain(Program::start(&client.world, "remora", command)), &client.pod.host)
     }
 

@@ -69,13 +69,11 @@ mod tests {
     #[test]
     fn frames_come_out_whole_however_their_bytes_are_cut() {
         let frames = [vec![1; 300], vec![], vec![2]];
-        let plain = frames.iter().flat_map(|f| [&prefix(f)[..], f].concat()).collect();
-        let messages = frames.iter().flat_map(|f| framed(f)).collect();
-        let kinds: [(Vec<u8>, fn() -> Splitter); 2] =
-            [(plain, Splitter::default), (messages, Splitter::of_messages)];
-        for (stream, new) in kinds {
+        let plain: Vec<u8> = frames.iter().flat_map(|f| [&prefix(f)[..], f].concat()).collect();
+        let messages: Vec<u8> = frames.iter().flat_map(|f| framed(f)).collect();
+        for (stream, is_grpc) in [(plain, false), (messages, true)] {
             for size in 1..stream.len() {
-                let mut splitter = new();
+                let mut splitter = if is_grpc { Splitter::of_messages() } else { Splitter::default() };
                 let mut found = Vec::new();
                 for bytes in stream.chunks(size) {
                     splitter.push(bytes);
