@@ -96,6 +96,8 @@ mod follow;
 mod mirror;
 mod object;
 #[cfg(feature = "feed")]
+mod readers;
+#[cfg(feature = "feed")]
 mod request;
 mod seal;
 mod splitter;
@@ -103,6 +105,8 @@ mod strings;
 mod subscription;
 #[cfg(feature = "feed")]
 mod teller;
+#[cfg(feature = "feed")]
+mod transaction;
 #[cfg(feature = "feed")]
 mod trust;
 mod wire;

@@ -69,7 +69,7 @@ pub fn inspect(store: &Store, service: &ServiceName) -> Option<Inspection> {
 
 /// What `store` knows of every Service, in the order of their names.
 pub fn inspect_all(store: &Store) -> Vec<Inspection> {
-    store.entries().into_iter().filter_map(|(name, entry)| inspection(store, name, entry)).collect()
+    store.entries(|_| true).into_iter().filter_map(|(name, entry)| inspection(store, name, entry)).collect()
 }
 
 fn inspection(store: &Store, name: &ServiceName, entry: &Entry) -> Option<Inspection> {

@@ -320,9 +320,9 @@ impl Store {
         services.chain(slices).collect()
     }
 
-    /// What is known of each Service, in the order of their names.
-    pub(crate) fn entries(&self) -> Vec<(&ServiceName, &Entry)> {
-        let mut entries: Vec<_> = self.services.iter().collect();
+    /// What is known of each Service whose name is `wanted`, in the order of their names.
+    pub(crate) fn entries(&self, wanted: impl Fn(&ServiceName) -> bool) -> Vec<(&ServiceName, &Entry)> {
+        let mut entries: Vec<_> = self.services.iter().filter(|(name, _)| wanted(name)).collect();
         entries.sort_unstable_by_key(|(name, _)| *name);
         entries
     }

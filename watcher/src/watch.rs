@@ -1,6 +1,8 @@
 //! Follows a source: applies its events to a store, publishes tables, answers questions about the store. One task
 //! of control work; never waited for by a data thread.
 
+#[cfg(feature = "feed")]
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -18,6 +20,9 @@ use crate::{Histogram, Scope, Source, Status, Tables};
 
 /// Tables follow each other at least this far apart; the first event after a pause is published at once.
 const PUBLISH_EVERY: Duration = Duration::from_millis(10);
+/// Snapshots that are made before their readers have a turn.
+#[cfg(feature = "feed")]
+const OPENINGS: usize = 16;
 /// Events that may wait between a source and the store; a source that is ahead waits.
 const QUEUE: usize = 1024;
 
@@ -179,6 +184,12 @@ impl Watch {
         lock(&self.shared).steps.last().map(|at| at.elapsed())
     }
 
+    /// Nobody can answer any more.
+    #[cfg(feature = "feed")]
+    pub(crate) fn is_over(&self) -> bool {
+        self.questions.is_closed()
+    }
+
     /// Asks for the beginning of a feed, which comes once there is a table; `None` if nobody can answer any more.
     #[cfg(feature = "feed")]
     pub(crate) async fn open_feed(&self, request: Request) -> Option<oneshot::Receiver<Opening>> {
@@ -270,9 +281,9 @@ struct Control {
     /// The last one whose answer is in the tables; none while the feed is lost.
     #[cfg(feature = "feed")]
     answered: tokio::sync::watch::Sender<Option<u64>>,
-    /// Readers that wait for the first table.
+    /// Readers that wait for their first snapshot.
     #[cfg(feature = "feed")]
-    openings: Vec<(Request, oneshot::Sender<Opening>)>,
+    openings: VecDeque<(Request, oneshot::Sender<Opening>)>,
 }
 
 impl Control {
@@ -304,7 +315,7 @@ impl Control {
             #[cfg(feature = "feed")]
             answered: tokio::sync::watch::Sender::new(None),
             #[cfg(feature = "feed")]
-            openings: Vec::new(),
+            openings: VecDeque::new(),
         };
         let watch = Watch {
             tables,
@@ -335,6 +346,7 @@ impl Control {
                     }
                     self.publish();
                 }
+                () = tokio::task::yield_now(), if self.has_openings() => self.open(),
             }
         }
     }
@@ -424,7 +436,7 @@ impl Control {
             }
             #[cfg(feature = "feed")]
             Question::Feed(request, answer) => {
-                self.openings.push((request, answer));
+                self.openings.push_back((request, answer));
                 self.feed();
             }
         }
@@ -433,6 +445,20 @@ impl Control {
     #[cfg(feature = "names")]
     fn publish_names(&mut self) {
         self.store.take_names().into_iter().for_each(|names| self.names.publish(names));
+    }
+
+    /// Whether readers wait who could be told.
+    fn has_openings(&self) -> bool {
+        #[cfg(feature = "feed")]
+        return !self.openings.is_empty() && self.published.is_some() && !self.store.is_held();
+        #[cfg(not(feature = "feed"))]
+        false
+    }
+
+    /// Tells some of those who wait.
+    fn open(&mut self) {
+        #[cfg(feature = "feed")]
+        self.feed();
     }
 
     /// Tells readers what changed, and those who wait what there is. Half of what belongs together is not told.
@@ -445,7 +471,12 @@ impl Control {
         if let Some(batches) = &mut self.batches {
             batches.tell(&mut self.store, age);
         }
-        for (request, answer) in self.openings.drain(..) {
+        // Many begin at once after a start. Each takes its snapshot away before there are too many in memory.
+        for _ in 0..OPENINGS {
+            let Some((request, answer)) = self.openings.pop_front() else { return };
+            if answer.is_closed() {
+                continue;
+            }
             let batches = self.batches.get_or_insert_with(|| Batches::new(&mut self.store));
             let _ = answer.send(batches.open(&self.store, &request, age));
         }

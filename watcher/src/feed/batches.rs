@@ -1,47 +1,62 @@
-//! What the readers of a feed are told, made once for all of them. In: a store that changes. Out: snapshots and batches.
-//! Never waits for a reader: one that falls behind by more than [`BATCHES`] gets a new snapshot.
+//! What the readers of a feed are told, made once for all who are told the same. In: a store that changes. Out: snapshots
+//! and transactions, to those whom they concern. Never waits for a reader: one that falls behind by more than [`BEHIND`]
+//! gets a new snapshot.
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::broadcast;
+use hashbrown::HashMap;
+use tokio::sync::mpsc;
 
+use super::readers::{Id, Readers};
+use super::transaction::Transaction;
 use super::{Changes, Request, Subscription, snapshot};
 use crate::store::Store;
 
-/// Batches that a reader may be behind. They are kept once, not for each reader.
-const BATCHES: usize = 64;
+/// Transactions that a reader may be behind. Who is told the same shares them.
+const BEHIND: usize = 64;
 
 /// The side of the store. There is one, and only while somebody reads.
 #[derive(Debug)]
 pub(crate) struct Batches {
     epoch: u64,
     version: u64,
-    told: broadcast::Sender<Arc<Batch>>,
+    readers: Readers,
+    seated: HashMap<Id, Seated, foldhash::fast::RandomState>,
+    /// Who comes next.
+    next: Id,
+    /// Who is gone.
+    left: mpsc::UnboundedReceiver<Id>,
+    leave: mpsc::UnboundedSender<Id>,
     /// The last snapshot of everything, while a reader has it.
     whole: (u64, Weak<Vec<Bytes>>),
 }
 
-/// What changed at once.
+/// A reader that is told of changes.
 #[derive(Debug)]
-pub(super) struct Batch {
-    changes: Changes,
-    pub(super) version: u64,
-    age: Option<Duration>,
-    /// For those who read everything.
-    whole: OnceLock<Vec<Bytes>>,
+struct Seated {
+    subscription: Subscription,
+    told: mpsc::Sender<Arc<Transaction>>,
 }
 
 /// The beginning of what a reader is told.
 #[derive(Debug)]
 pub(crate) struct Opening {
-    /// What was asked for, by name.
-    pub(super) subscription: Subscription,
+    /// What was asked for, in memory that is shared with others.
+    pub(super) request: Request,
     pub(super) frames: Arc<Vec<Bytes>>,
     pub(super) version: u64,
-    pub(super) batches: broadcast::Receiver<Arc<Batch>>,
+    pub(super) seat: Seat,
+}
+
+/// A reader's side. Owning one means to be told of changes until it falls behind.
+#[derive(Debug)]
+pub(super) struct Seat {
+    id: Id,
+    told: mpsc::Receiver<Arc<Transaction>>,
+    leave: mpsc::UnboundedSender<Id>,
 }
 
 impl Batches {
@@ -49,7 +64,17 @@ impl Batches {
     pub(crate) fn new(store: &mut Store) -> Self {
         store.record();
         let epoch = RandomState::new().hash_one("epoch");
-        Self { epoch, version: 1, told: broadcast::Sender::new(BATCHES), whole: (0, Weak::new()) }
+        let (leave, left) = mpsc::unbounded_channel();
+        Self {
+            epoch,
+            version: 1,
+            readers: Readers::default(),
+            seated: HashMap::default(),
+            next: 0,
+            left,
+            leave,
+            whole: (0, Weak::new()),
+        }
     }
 
     /// Tells what changed since the last time.
@@ -59,40 +84,76 @@ impl Batches {
             return;
         }
         self.version += 1;
-        let batch = Batch { changes, version: self.version, age, whole: OnceLock::new() };
-        // Nobody may be reading at the moment.
-        let _ = self.told.send(Arc::new(batch));
+        self.clear_away();
+        for (places, ids) in self.readers.concerned(changes.services()) {
+            let transaction = Arc::new(changes.transaction(&places, self.version, age));
+            for id in ids {
+                let Some(seated) = self.seated.get(&id) else { continue };
+                if let Err(mpsc::error::TrySendError::Full(_)) =
+                    seated.told.try_send(Arc::clone(&transaction))
+                {
+                    // It notices, and asks for another snapshot.
+                    self.dismiss(id);
+                }
+            }
+        }
     }
 
     /// A snapshot, and what comes after it. The changes until here are to be told before.
     pub(crate) fn open(&mut self, store: &Store, request: &Request, age: Option<Duration>) -> Opening {
+        self.clear_away();
         let subscription = request.resolve(store.table());
-        let batches = self.told.subscribe();
         let version = self.version;
-        let take = || frames(snapshot(store, &subscription, self.epoch, version, age));
-        let known =
-            (subscription == Subscription::All && self.whole.0 == version).then(|| self.whole.1.upgrade());
-        let frames = known.flatten().unwrap_or_else(|| Arc::new(take()));
-        if subscription == Subscription::All {
+        let take = || {
+            let frames = snapshot(store, &subscription, self.epoch, version, age);
+            Arc::new(frames.into_iter().map(Bytes::from).collect())
+        };
+        let is_whole = subscription == Subscription::All;
+        let known = (is_whole && self.whole.0 == version).then(|| self.whole.1.upgrade());
+        let frames: Arc<Vec<Bytes>> = known.flatten().unwrap_or_else(take);
+        if is_whole {
             self.whole = (version, Arc::downgrade(&frames));
         }
-        Opening { subscription, frames, version, batches }
+        let id = self.next;
+        self.next += 1;
+        let known = |name: &_| store.entry(name).map(|(name, _)| name);
+        let subscription = self.readers.enter(id, &subscription, known);
+        let mut request = request.clone();
+        if request.places.is_empty() {
+            request.subscription = subscription.clone();
+        }
+        let (told, telling) = mpsc::channel(BEHIND);
+        self.seated.insert(id, Seated { subscription, told });
+        let seat = Seat { id, told: telling, leave: self.leave.clone() };
+        Opening { request, frames, version, seat }
     }
-}
 
-impl Batch {
-    /// The frames for a reader of `subscription` who is at version `from`; none if nothing of it concerns that reader.
-    pub(super) fn encode(&self, subscription: &Subscription, from: u64) -> Vec<Bytes> {
-        let encode = || frames(self.changes.encode(subscription, from, self.version, self.age));
-        // Who reads everything was told every version.
-        if *subscription == Subscription::All && from + 1 == self.version {
-            self.whole.get_or_init(encode).clone()
-        } else {
-            encode()
+    /// Forgets those who are gone.
+    fn clear_away(&mut self) {
+        while let Ok(id) = self.left.try_recv() {
+            self.dismiss(id);
+        }
+    }
+
+    fn dismiss(&mut self, id: Id) {
+        if let Some(seated) = self.seated.remove(&id) {
+            self.readers.leave(id, &seated.subscription);
         }
     }
 }
 
-fn frames(frames: Vec<Vec<u8>>) -> Vec<Bytes> {
-    frames.into_iter().map(Bytes::from).collect()
+impl Seat {
+    /// What is to be told next; `None` if this reader has fallen behind, or nobody tells any more. May be dropped and
+    /// called again.
+    pub(super) async fn next(&mut self) -> Option<Arc<Transaction>> {
+        // What waits for a reader that has fallen behind is of no use to it.
+        if self.told.is_closed() { None } else { self.told.recv().await }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        // Nobody may be there any more who would want to know.
+        let _ = self.leave.send(self.id);
+    }
 }

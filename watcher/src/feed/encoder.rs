@@ -17,6 +17,7 @@ const CHUNK: usize = 256;
 /// Writes one transaction.
 #[derive(Debug)]
 pub struct Encoder<'a> {
+    /// Frames that are full, but for their last field.
     done: Vec<Vec<u8>>,
     /// What goes before the strings of the frame that is being filled.
     head: Vec<u8>,
@@ -34,9 +35,13 @@ impl<'a> Encoder<'a> {
 
     /// Begins changes of what was complete as `version`.
     pub fn changes(version: u64) -> Self {
-        let mut head = Vec::new();
-        put_number(&mut head, 2, version);
-        Self::new(head)
+        Self::new(changes_head(version))
+    }
+
+    /// Begins changes of what readers know as versions of their own.
+    #[cfg(feature = "feed")]
+    pub(super) fn shared_changes() -> Self {
+        Self::new(Vec::new())
     }
 
     fn new(head: Vec<u8>) -> Self {
@@ -94,7 +99,12 @@ impl<'a> Encoder<'a> {
 
     /// The frames, after which everything is as in `version`. The writer's own table was in step with its source `age`
     /// ago.
-    pub fn complete(mut self, version: u64, age: Option<Duration>) -> Vec<Vec<u8>> {
+    pub fn complete(self, version: u64, age: Option<Duration>) -> Vec<Vec<u8>> {
+        self.finish(version, age).into_iter().map(sealed).collect()
+    }
+
+    /// The same without the last field of each.
+    pub(super) fn finish(mut self, version: u64, age: Option<Duration>) -> Vec<Vec<u8>> {
         put_number(&mut self.operations, 3, version);
         put_age(&mut self.operations, age);
         self.cut();
@@ -134,11 +144,18 @@ impl<'a> Encoder<'a> {
 
     /// Closes the frame that is being filled.
     fn cut(&mut self) {
-        self.done.push(sealed([&self.head, self.strings.bytes(), &self.operations].concat()));
+        self.done.push([&self.head, self.strings.bytes(), &self.operations].concat());
         self.head.clear();
         self.strings.clear();
         self.operations.clear();
     }
+}
+
+/// How the first frame of changes begins.
+pub(super) fn changes_head(from: u64) -> Vec<u8> {
+    let mut head = Vec::new();
+    put_number(&mut head, 2, from);
+    head
 }
 
 /// A frame that says which request the snapshot that begins next is for.

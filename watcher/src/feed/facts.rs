@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use selection::ServiceName;
 
+#[cfg(feature = "feed")]
+use super::transaction::Transaction;
 use super::{Encoder, Subscription};
 use crate::store::{Changed, Entry, Store};
 
@@ -30,7 +32,7 @@ fn covered<'a>(store: &'a Store, subscription: &'a Subscription) -> Vec<(&'a Ser
         Subscription::Some { namespaces, services } if namespaces.is_empty() => {
             services.iter().filter_map(|name| store.entry(name)).collect()
         }
-        _ => store.entries().into_iter().filter(|(name, _)| subscription.covers(name)).collect(),
+        _ => store.entries(|name| subscription.covers(name)),
     }
 }
 
@@ -50,6 +52,12 @@ impl Changes {
         self.0.is_empty()
     }
 
+    /// The Service that each of them concerns.
+    #[cfg(feature = "feed")]
+    pub(super) fn services(&self) -> impl Iterator<Item = &ServiceName> {
+        self.0.iter().map(Changed::service)
+    }
+
     /// The frames that make `version` of version `from`; none if nothing changed that `subscription` covers.
     pub fn encode(
         &self,
@@ -58,29 +66,39 @@ impl Changes {
         version: u64,
         age: Option<Duration>,
     ) -> Vec<Vec<u8>> {
-        let mut encoder = Encoder::changes(from);
         let covered: Vec<_> = self.0.iter().filter(|c| subscription.covers(c.service())).collect();
         if covered.is_empty() {
             return Vec::new();
         }
-        // What is gone comes first: a slice that went to another Service has the old one's name.
-        for changed in &covered {
-            match changed {
-                Changed::Service { name, service: None } => encoder.service_gone(name),
-                Changed::Slice { number, slice: None, .. } => encoder.slice_gone(*number),
-                _ => {}
-            }
-        }
-        for changed in covered {
-            match changed {
-                Changed::Service { service: Some(service), .. } => encoder.service(service),
-                Changed::Slice { number, service, before, slice: Some(slice) } => match before {
-                    Some(before) => encoder.slice_changed(*number, service, before, slice),
-                    None => encoder.slice(*number, service, slice),
-                },
-                _ => {}
-            }
-        }
-        encoder.complete(version, age)
+        written(&covered, Encoder::changes(from)).complete(version, age)
     }
+
+    /// The changes of these places, which make `version` of whatever a reader has.
+    #[cfg(feature = "feed")]
+    pub(super) fn transaction(&self, places: &[usize], version: u64, age: Option<Duration>) -> Transaction {
+        let covered: Vec<_> = places.iter().filter_map(|place| self.0.get(*place)).collect();
+        Transaction::new(written(&covered, Encoder::shared_changes()).finish(version, age), version)
+    }
+}
+
+fn written<'a>(changes: &[&'a Changed], mut encoder: Encoder<'a>) -> Encoder<'a> {
+    // What is gone comes first: a slice that went to another Service has the old one's name.
+    for changed in changes {
+        match changed {
+            Changed::Service { name, service: None } => encoder.service_gone(name),
+            Changed::Slice { number, slice: None, .. } => encoder.slice_gone(*number),
+            _ => {}
+        }
+    }
+    for changed in changes {
+        match changed {
+            Changed::Service { service: Some(service), .. } => encoder.service(service),
+            Changed::Slice { number, service, before, slice: Some(slice) } => match before {
+                Some(before) => encoder.slice_changed(*number, service, before, slice),
+                None => encoder.slice(*number, service, slice),
+            },
+            _ => {}
+        }
+    }
+    encoder
 }

@@ -5,7 +5,7 @@
 use super::{Error, LARGEST};
 
 /// Bytes of the length before a frame.
-const PREFIX: usize = 4;
+pub const PREFIX: usize = 4;
 
 /// The bytes that go before `frame` in a stream.
 pub fn prefix(frame: &[u8]) -> [u8; PREFIX] {

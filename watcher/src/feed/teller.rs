@@ -4,17 +4,17 @@
 //! ```text
 //!              ┌─────────── fell behind · subscribes to something else ──────────┐
 //!              ▼                                                                 │
-//! asking ──opened──▶ telling the snapshot ──▶ telling batches, and every HEARTBEAT that we live
+//! asking ──opened──▶ telling the snapshot ──▶ telling changes, and every HEARTBEAT that we live
 //! ```
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
-use super::batches::{Batch, Opening};
+use super::batches::{Opening, Seat};
 use super::{HEARTBEAT, Request, Subscription, heartbeat};
 use crate::Watch;
 
@@ -37,10 +37,9 @@ enum State {
     New,
     Asking(oneshot::Receiver<Opening>),
     Following {
-        /// What was asked for, by name.
-        subscription: Subscription,
+        /// What the reader has.
         version: u64,
-        batches: broadcast::Receiver<Arc<Batch>>,
+        seat: Seat,
     },
 }
 
@@ -84,8 +83,9 @@ impl Teller {
                 // A source without a first table lets us wait.
                 State::Asking(answer) => tokio::select! {
                     opening = answer => {
-                        let Opening { subscription, frames, version, batches } = opening.ok()?;
-                        self.state = State::Following { subscription, version, batches };
+                        let Opening { request, frames, version, seat } = opening.ok()?;
+                        self.request = request;
+                        self.state = State::Following { version, seat };
                         let number = Some(self.request.number).filter(|number| *number > 0);
                         let answer = number.map(|number| super::encoder::answer(number).into());
                         self.due = answer.into_iter().chain(frames.iter().cloned()).collect();
@@ -96,20 +96,19 @@ impl Teller {
                     }
                     () = sleep_until(self.beat) => return Some(self.live()),
                 },
-                State::Following { subscription, version, batches } => tokio::select! {
-                    batch = batches.recv() => match batch {
-                        Ok(batch) => {
-                            self.due = batch.encode(subscription, *version).into();
-                            if let Some(first) = self.due.pop_front() {
-                                *version = batch.version;
-                                return Some(self.frame(first));
-                            }
+                State::Following { version, seat } => tokio::select! {
+                    transaction = seat.next() => match transaction {
+                        Some(transaction) => {
+                            self.due.extend(transaction.frames(*version));
+                            *version = transaction.version;
+                            let first = self.due.pop_front()?;
+                            return Some(self.frame(first));
                         }
-                        Err(broadcast::error::RecvError::Lagged(_)) => {
+                        None if self.watch.is_over() => return None,
+                        None => {
                             self.state = State::New;
                             return Some(Told::FellBehind);
                         }
-                        Err(broadcast::error::RecvError::Closed) => return None,
                     },
                     () = sleep_until(self.beat) => return Some(self.live()),
                 },
