@@ -21,7 +21,7 @@ use crate::health::{Draining, Health};
 use crate::http;
 use crate::inject::{Settings, Webhook};
 use crate::metrics::Metrics;
-use crate::sidecar::{Error, announce, secret};
+use crate::sidecar::{Error, announce, raise_descriptor_limit, secret};
 use crate::traffic::Traffic;
 
 /// How long one question for the ranges of Services may take.
@@ -37,6 +37,8 @@ const RANGES_AGAIN: Duration = Duration::from_secs(10);
 /// If it cannot start; nothing has been served then.
 pub fn run(config: Hub) -> Result<(), Error> {
     crate::logs::start(config.log_format, &config.log_level);
+    // Each reader is one.
+    raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -508,7 +508,7 @@ const DESCRIPTORS_KEPT: u64 = 64;
 
 /// Two descriptors a connection are soon more than the usual 1,024; as many as may be without asking anybody. Tells
 /// how many.
-fn raise_descriptor_limit() -> u64 {
+pub(crate) fn raise_descriptor_limit() -> u64 {
     let mut limit = rustix::process::getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     if let Err(error) = rustix::process::setrlimit(Resource::Nofile, limit) {
