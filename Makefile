@@ -43,14 +43,14 @@ lint: ## Check formatting, clippy, the laws of the crates, the wasm builds.
 		cargo clippy -q --locked -p filter --target $$target -- -D warnings && \
 		cargo clippy -q --locked -p filter --features cases --target $$target -- -D warnings || exit 1; done
 
-bench: ## Measure picks, changes, the feed, names, the relay and Envoy beside their peers; what capture and admission cost.
+bench: ## Measure picks, changes, the feed, names, the relay and Envoy beside their peers; what capture, admission and readers cost.
 	@.ci/prerequisites test
 	@tests/tools
 	@sidecar/benches/peers
 	@cargo build --release --locked -p sidecar --bin remora
 	@missed=0; for bench in 'selection --bench pick' 'watcher --bench store' 'watcher --bench feed' \
 		'sidecar --bench dns' 'sidecar --bench node' 'sidecar --bench relay' 'sidecar --bench relay -- capture' \
-		'sidecar --bench admission' 'tests --bench envoy' 'tests --bench envoy_feed'; do \
+		'sidecar --bench admission' 'tests --bench hub' 'tests --bench envoy' 'tests --bench envoy_feed'; do \
 		cargo bench --locked -p $$bench || missed=1; done; exit $$missed
 
 fmt: ## Format the code.

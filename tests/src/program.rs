@@ -51,8 +51,20 @@ impl Program {
     /// # Panics
     /// When it has ended.
     pub fn resident(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    /// The most of its memory that was resident at any moment, in bytes.
+    ///
+    /// # Panics
+    /// When it has ended.
+    pub fn most_resident(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(&self, field: &str) -> u64 {
         let status = fs::read_to_string(self.outside().join("status")).expect("it runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("resident memory");
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("resident memory");
         line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
     }
 
