@@ -4,7 +4,9 @@
 //! reads slowly costs little, and nobody else anything. Beside it, the files that read it ([`Assets`]).
 
 mod assets;
+mod carrier;
 mod counts;
+mod lent;
 mod message;
 mod place;
 mod tokens;
@@ -15,28 +17,30 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http_body_util::channel::{Channel, Sender};
+use http_body_util::channel::Channel;
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::header::{
     AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderName, HeaderValue, WWW_AUTHENTICATE,
 };
-use hyper::{HeaderMap, Method, Request, Response, StatusCode, Version};
+use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use selection::ServiceName;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use watcher::Watch;
-use watcher::feed::{self, Subscription, Teller, Told, framed};
+use watcher::feed::{Request as Wanted, Subscription, Teller, Told};
 
 use crate::http;
 
 use assets::Asset;
 pub use assets::Assets;
+use carrier::{Call, Carrier, End, Plain};
 pub use counts::{Counts, Reset};
+use lent::lend;
 use message::{Messages, Status};
 pub use place::{Error, Listener, bind};
 pub use tokens::{Refused, Tokens};
@@ -95,6 +99,16 @@ pub struct Feed {
 }
 
 type Body = Either<Full<Bytes>, Channel<Bytes>>;
+
+/// A reader whose connection carries nothing but the feed from here on.
+struct Asked {
+    version: Version,
+    subscription: Subscription,
+    /// Until when it may read.
+    until: Option<Instant>,
+    /// Its place among the readers.
+    place: OwnedSemaphorePermit,
+}
 
 impl Feed {
     /// Serves what `watch` knows, and files, if there are any to serve.
@@ -155,11 +169,26 @@ impl Feed {
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         place: OwnedSemaphorePermit,
     ) {
+        let (owner, lent) = lend(stream);
+        // On the heap while it lasts: what is left of it afterwards is what a reader costs.
+        let asked = Box::pin(self.clone().serve_http(lent)).await;
+        if let Some(Asked { version, subscription, until, place: _reader }) = asked
+            && let Some(stream) = owner.take_back()
+            && let Ok(Ok(plain)) = timeout(TAKES_WITHIN, Plain::begin(stream, version)).await
+        {
+            self.tell(plain, subscription, until).await;
+        }
+        drop(place);
+    }
+
+    /// Serves HTTP until the connection ends, or has asked for the feed in such a way that it is of no more use for HTTP.
+    async fn serve_http(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Option<Asked> {
         let is_known = Arc::new(AtomicBool::new(self.door.is_none()));
         let known = Arc::clone(&is_known);
+        let (ask, mut asked) = mpsc::channel(1);
         let service = hyper::service::service_fn(move |request| {
-            let (feed, known) = (self.clone(), Arc::clone(&known));
-            async move { Ok::<_, Infallible>(feed.answer(request, &known).await) }
+            let (feed, known, ask) = (self.clone(), Arc::clone(&known), ask.clone());
+            async move { Ok::<_, Infallible>(feed.answer(request, &known, &ask).await) }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder
@@ -175,19 +204,31 @@ impl Feed {
             .keep_alive_timeout(PING_EVERY)
             .max_concurrent_streams(STREAMS);
         let mut served = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
-        let served = match timeout(SHOWS_WITHIN, &mut served).await {
-            Ok(served) => served,
-            Err(_) if is_known.load(Relaxed) => served.await,
-            Err(_) => Ok(()),
+        let served = async {
+            match timeout(SHOWS_WITHIN, &mut served).await {
+                Ok(served) => served,
+                Err(_) if is_known.load(Relaxed) => served.await,
+                Err(_) => Ok(()),
+            }
         };
-        if let Err(error) = served {
-            tracing::debug!(error, "a reader of the feed went wrong");
+        tokio::select! {
+            Some(asked) = asked.recv() => Some(asked),
+            served = served => {
+                if let Err(error) = served {
+                    tracing::debug!(error, "a reader of the feed went wrong");
+                }
+                None
+            }
         }
-        drop(place);
     }
 
-    /// Answers soon; what is streamed comes from a task of its own.
-    async fn answer(self, request: Request<Incoming>, is_known: &AtomicBool) -> Response<Body> {
+    /// Answers soon; what is streamed comes from a task of its own, or from who hears what is asked by `ask`.
+    async fn answer(
+        self,
+        request: Request<Incoming>,
+        is_known: &AtomicBool,
+        ask: &mpsc::Sender<Asked>,
+    ) -> Response<Body> {
         if is_grpc(&request) {
             return match self.judge(&request, is_known).await {
                 Ok(until) => self.stream(request, until),
@@ -226,11 +267,15 @@ impl Feed {
             self.counts.reset(Reset::Limit);
             return text(StatusCode::SERVICE_UNAVAILABLE, "as many readers as this process serves are here");
         };
+        let version = request.version();
+        if version != Version::HTTP_2 {
+            let _ = ask.send(Asked { version, subscription, until, place: reader }).await;
+            // Whoever hears it lets go of this.
+            return std::future::pending().await;
+        }
         let (body, channel) = Channel::new(WAITING);
         tokio::spawn(async move {
-            let telling = Telling { body, framing: prefixed };
-            let mut teller = Teller::new(self.watch.clone(), subscription);
-            self.tell(telling, &mut teller, None, until).await;
+            self.tell(carrier::Body(body), subscription, until).await;
             drop(reader);
         });
         let mut response = Response::new(Either::Right(channel));
@@ -271,53 +316,49 @@ impl Feed {
         let (body, channel) = Channel::new(WAITING);
         let mut messages = Messages::new(request.into_body());
         tokio::spawn(async move {
-            let mut telling = Telling { body, framing: framed };
-            let status = match timeout(SAYS_WITHIN, messages.next()).await {
-                Ok(Ok(Some(request))) => {
-                    let mut teller = Teller::new(self.watch.clone(), request);
-                    let told = self.tell(telling, &mut teller, Some(messages), until).await;
-                    let Some((back, status)) = told else { return };
-                    telling = back;
-                    status
-                }
-                Ok(Ok(None)) => Status::OK,
-                Ok(Err(status)) => status,
-                Err(_) => Status::LATE,
-            };
-            if status == Status::MALFORMED {
-                self.counts.reset(Reset::Malformed);
+            let first = timeout(SAYS_WITHIN, messages.next()).await;
+            let call = Call { body, messages: Some(messages) };
+            match first {
+                Ok(Ok(Some(wanted))) => self.tell(call, wanted, until).await,
+                Ok(Ok(None)) => call.end(Status::OK).await,
+                Ok(Err(status)) => self.end(call, status).await,
+                Err(_) => call.end(Status::LATE).await,
             }
-            let _ = telling.body.send_trailers(status.headers().collect::<HeaderMap>()).await;
             drop(reader);
         });
         grpc(Either::Right(channel))
     }
 
-    /// Tells one reader until it is gone, or one of us has had enough: then how it ends.
-    async fn tell(
-        &self,
-        mut telling: Telling,
-        teller: &mut Teller,
-        mut messages: Option<Messages>,
-        until: Option<Instant>,
-    ) -> Option<(Telling, Status)> {
+    /// Tells one reader until it is gone, or one of us has had enough.
+    async fn tell<C: Carrier>(&self, mut carrier: C, wanted: impl Into<Wanted>, until: Option<Instant>) {
         let _counted = self.counts.reader();
+        let mut teller = Teller::new(self.watch.clone(), wanted);
+        match self.tell_on(&mut carrier, &mut teller, until).await {
+            End::Gone => {}
+            End::With(status) => self.end(carrier, status).await,
+        }
+    }
+
+    async fn end(&self, carrier: impl Carrier, status: Status) {
+        if status == Status::MALFORMED {
+            self.counts.reset(Reset::Malformed);
+        }
+        // Who takes nothing is not waited for.
+        let _ = timeout(TAKES_WITHIN, carrier.end(status)).await;
+    }
+
+    async fn tell_on<C: Carrier>(&self, carrier: &mut C, teller: &mut Teller, until: Option<Instant>) -> End {
         loop {
             let told = tokio::select! {
                 told = teller.next() => told,
-                asked = next(&mut messages) => match asked {
-                    Ok(Some(request)) => {
-                        teller.subscribe(request);
+                heard = carrier.heard() => match heard {
+                    Ok(wanted) => {
+                        teller.subscribe(wanted);
                         continue;
                     }
-                    // It has no more to say, and may read on.
-                    Ok(None) => {
-                        messages = None;
-                        continue;
-                    }
-                    Err(status) => return Some((telling, status)),
+                    Err(end) => return end,
                 },
-                () = end(until) => return Some((telling, Status::UNAUTHENTICATED)),
+                () = end(until) => return End::With(Status::UNAUTHENTICATED),
             };
             let frame = match told {
                 Some(Told::Frame(frame)) => frame,
@@ -329,45 +370,25 @@ impl Feed {
                     self.counts.reset(Reset::FellBehind);
                     continue;
                 }
-                None => return Some((telling, Status::UNAVAILABLE)),
+                None => return End::With(Status::UNAVAILABLE),
             };
-            let bytes = Bytes::from((telling.framing)(&frame));
-            self.counts.frame(bytes.len());
-            match timeout(TAKES_WITHIN, telling.body.send_data(bytes)).await {
+            self.counts.frame(C::PREFIX + frame.len());
+            match timeout(TAKES_WITHIN, carrier.send(frame)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(_)) => return None,
+                Ok(Err(end)) => return end,
                 Err(_) => {
                     self.counts.reset(Reset::Stalled);
-                    return None;
+                    return End::Gone;
                 }
             }
         }
     }
 }
 
-/// What a reader gets, and how a frame looks there.
-struct Telling {
-    body: Sender<Bytes>,
-    framing: fn(&[u8]) -> Vec<u8>,
-}
-
-/// `frame` in a stream of bytes.
-fn prefixed(frame: &[u8]) -> Vec<u8> {
-    [&feed::prefix(frame)[..], frame].concat()
-}
-
 /// Ends then; never, if there is no such time.
 async fn end(until: Option<Instant>) {
     match until {
         Some(until) => sleep_until(until).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// The next request; waits for ever if there can be none.
-async fn next(messages: &mut Option<Messages>) -> Result<Option<feed::Request>, Status> {
-    match messages {
-        Some(messages) => messages.next().await,
         None => std::future::pending().await,
     }
 }

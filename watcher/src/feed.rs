@@ -125,7 +125,7 @@ pub(crate) use follow::follow;
 pub use mirror::Mirror;
 #[cfg(feature = "feed")]
 pub use request::Request;
-pub use splitter::{Splitter, framed, prefix};
+pub use splitter::{PREFIX, Splitter, framed, prefix};
 pub use subscription::{Names, Subscription};
 #[cfg(feature = "feed")]
 pub use teller::{Teller, Told};

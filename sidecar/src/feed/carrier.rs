@@ -1,0 +1,143 @@
+//! What carries frames to one reader, and what it says back. In: frames. Out: bytes on a connection. Never keeps a frame
+//! longer than the connection needs to take it.
+//!
+//! | carrier | a frame there | what the reader says |
+//! |--|--|--|
+//! | [`Call`] | a message of a gRPC stream | requests |
+//! | [`Body`] | behind its length, in a body of HTTP/2 | nothing |
+//! | [`Plain`] | behind its length, on a connection of HTTP/1.1 that has nothing else any more | nothing |
+//!
+//! Most readers are of the last kind, each with a connection of its own: there is no server of HTTP any more, whose buffers
+//! would be most of what a reader costs.
+
+use std::io;
+
+use bytes::{Buf, Bytes};
+use http_body_util::channel::Sender;
+use hyper::{HeaderMap, Version};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use watcher::feed::{self, Request};
+
+use super::message::{Messages, Status};
+
+/// Bytes of HTTP's that a reader may have sent after its request, which nobody asked for.
+const IGNORED: usize = 256;
+
+/// How it ends with a reader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// It has gone, or is let go: there is nobody to say something to.
+    Gone,
+    /// It is told why.
+    With(Status),
+}
+
+/// Carries frames to one reader.
+pub(super) trait Carrier {
+    /// Bytes that a frame has more.
+    const PREFIX: usize;
+
+    /// Returns when the connection has taken the frame.
+    async fn send(&mut self, frame: Bytes) -> Result<(), End>;
+
+    /// What else the reader wants from here on. Waits for ever while it says nothing; may be dropped and called again.
+    async fn heard(&mut self) -> Result<Request, End>;
+
+    /// Tells why it ends.
+    async fn end(self, status: Status);
+}
+
+/// The stream of a gRPC call.
+pub(super) struct Call {
+    pub(super) body: Sender<Bytes>,
+    /// None when the reader has no more to say.
+    pub(super) messages: Option<Messages>,
+}
+
+impl Carrier for Call {
+    const PREFIX: usize = feed::PREFIX + 1;
+
+    async fn send(&mut self, frame: Bytes) -> Result<(), End> {
+        self.body.send_data(feed::framed(&frame).into()).await.map_err(|_| End::Gone)
+    }
+
+    async fn heard(&mut self) -> Result<Request, End> {
+        match &mut self.messages {
+            None => std::future::pending().await,
+            Some(messages) => match messages.next().await {
+                Ok(Some(request)) => Ok(request),
+                // It may read on.
+                Ok(None) => {
+                    self.messages = None;
+                    std::future::pending().await
+                }
+                Err(status) => Err(End::With(status)),
+            },
+        }
+    }
+
+    async fn end(mut self, status: Status) {
+        let _ = self.body.send_trailers(status.headers().collect::<HeaderMap>()).await;
+    }
+}
+
+/// The body of an answer by HTTP/2.
+pub(super) struct Body(pub(super) Sender<Bytes>);
+
+impl Carrier for Body {
+    const PREFIX: usize = feed::PREFIX;
+
+    async fn send(&mut self, frame: Bytes) -> Result<(), End> {
+        let bytes = [&feed::prefix(&frame)[..], &frame].concat();
+        self.0.send_data(bytes.into()).await.map_err(|_| End::Gone)
+    }
+
+    async fn heard(&mut self) -> Result<Request, End> {
+        std::future::pending().await
+    }
+
+    async fn end(self, _: Status) {}
+}
+
+/// A connection that carries frames and nothing else, to its end.
+pub(super) struct Plain<S>(S);
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Plain<S> {
+    /// Begins the answer to a request of `version`, whose body ends with the connection.
+    pub(super) async fn begin(mut stream: S, version: Version) -> io::Result<Self> {
+        let date =
+            jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&jiff::Timestamp::now());
+        let date = date.map_err(io::Error::other)?;
+        let head = format!(
+            "{version:?} 200 OK\r\ncontent-type: application/octet-stream\r\ncache-control: no-store\r\n\
+             connection: close\r\ndate: {date}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await?;
+        Ok(Self(stream))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Carrier for Plain<S> {
+    const PREFIX: usize = feed::PREFIX;
+
+    async fn send(&mut self, frame: Bytes) -> Result<(), End> {
+        let prefix = feed::prefix(&frame);
+        let written = self.0.write_all_buf(&mut Buf::chain(&prefix[..], frame)).await;
+        // By TLS, what is written may be waiting.
+        written.map_err(|_| End::Gone)?;
+        self.0.flush().await.map_err(|_| End::Gone)
+    }
+
+    async fn heard(&mut self) -> Result<Request, End> {
+        loop {
+            match self.0.read(&mut [0; IGNORED]).await {
+                Ok(1..) => {}
+                Ok(0) | Err(_) => return Err(End::Gone),
+            }
+        }
+    }
+
+    async fn end(mut self, _: Status) {
+        let _ = self.0.shutdown().await;
+    }
+}
