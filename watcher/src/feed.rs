@@ -25,7 +25,7 @@
 //! | 3 | `n`? | complete: it is this version |
 //! | 4 | `n`? | the writer's table was in step with its source so many ms ago |
 //! | 5 | bytes* | a string |
-//! | 6 | `n`? | the snapshot that begins next is the answer to the [`Request`] of this number |
+//! | 6 | `n`? | what begins next is the answer to the [`Request`] of this number |
 //! | 8 | `m`* | a Service |
 //! | 9 | `m`* | a Service is gone: 1 `s` namespace, 2 `s` name |
 //! | 10 | `m`* | a slice |
@@ -123,6 +123,8 @@ pub use facts::{Changes, snapshot};
 #[cfg(feature = "feed")]
 pub(crate) use follow::follow;
 pub use mirror::Mirror;
+#[cfg(feature = "feed")]
+pub(crate) use readers::Id as ReaderId;
 #[cfg(feature = "feed")]
 pub use request::Request;
 pub use splitter::{PREFIX, Splitter, framed, prefix};

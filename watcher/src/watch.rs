@@ -10,7 +10,7 @@ use selection::{Here, ServiceName};
 use tokio::sync::{mpsc, oneshot};
 
 #[cfg(feature = "feed")]
-use crate::feed::{Batches, Opening, Request};
+use crate::feed::{Batches, Opening, ReaderId, Request};
 use crate::inspect::{self, Inspection};
 #[cfg(feature = "names")]
 use crate::names::CurrentNames;
@@ -22,7 +22,7 @@ use crate::{Histogram, Scope, Source, Status, Tables};
 const PUBLISH_EVERY: Duration = Duration::from_millis(10);
 /// Snapshots that are made before their readers have a turn.
 #[cfg(feature = "feed")]
-const OPENINGS: usize = 16;
+const READINGS: usize = 16;
 /// Events that may wait between a source and the store; a source that is ahead waits.
 const QUEUE: usize = 1024;
 
@@ -194,8 +194,14 @@ impl Watch {
     #[cfg(feature = "feed")]
     pub(crate) async fn open_feed(&self, request: Request) -> Option<oneshot::Receiver<Opening>> {
         let (answer, answered) = oneshot::channel();
-        self.questions.send(Question::Feed(request, answer)).await.ok()?;
+        self.questions.send(Question::Feed(Reading::Opens(request, answer))).await.ok()?;
         Some(answered)
+    }
+
+    /// A reader wants something else from here on; `None` if nobody can answer any more.
+    #[cfg(feature = "feed")]
+    pub(crate) async fn amend_feed(&self, reader: ReaderId, request: Request) -> Option<()> {
+        self.questions.send(Question::Feed(Reading::Amends(reader, request))).await.ok()
     }
 
     async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Option<T> {
@@ -211,7 +217,16 @@ enum Question {
     #[cfg(feature = "names")]
     Names(oneshot::Sender<()>),
     #[cfg(feature = "feed")]
-    Feed(Request, oneshot::Sender<Opening>),
+    Feed(Reading),
+}
+
+/// What a reader of the feed asks for.
+#[cfg(feature = "feed")]
+enum Reading {
+    /// The beginning of a feed.
+    Opens(Request, oneshot::Sender<Opening>),
+    /// Something else than it has, on the feed that it has.
+    Amends(ReaderId, Request),
 }
 
 /// What is asked for from other threads.
@@ -281,9 +296,9 @@ struct Control {
     /// The last one whose answer is in the tables; none while the feed is lost.
     #[cfg(feature = "feed")]
     answered: tokio::sync::watch::Sender<Option<u64>>,
-    /// Readers that wait for their first snapshot.
+    /// Readers that wait.
     #[cfg(feature = "feed")]
-    openings: VecDeque<(Request, oneshot::Sender<Opening>)>,
+    readings: VecDeque<Reading>,
 }
 
 impl Control {
@@ -315,7 +330,7 @@ impl Control {
             #[cfg(feature = "feed")]
             answered: tokio::sync::watch::Sender::new(None),
             #[cfg(feature = "feed")]
-            openings: VecDeque::new(),
+            readings: VecDeque::new(),
         };
         let watch = Watch {
             tables,
@@ -346,7 +361,7 @@ impl Control {
                     }
                     self.publish();
                 }
-                () = tokio::task::yield_now(), if self.has_openings() => self.open(),
+                () = tokio::task::yield_now(), if self.has_readings() => self.read_on(),
             }
         }
     }
@@ -435,8 +450,8 @@ impl Control {
                 let _ = answer.send(());
             }
             #[cfg(feature = "feed")]
-            Question::Feed(request, answer) => {
-                self.openings.push_back((request, answer));
+            Question::Feed(reading) => {
+                self.readings.push_back(reading);
                 self.feed();
             }
         }
@@ -448,15 +463,15 @@ impl Control {
     }
 
     /// Whether readers wait who could be told.
-    fn has_openings(&self) -> bool {
+    fn has_readings(&self) -> bool {
         #[cfg(feature = "feed")]
-        return !self.openings.is_empty() && self.published.is_some() && !self.store.is_held();
+        return !self.readings.is_empty() && self.published.is_some() && !self.store.is_held();
         #[cfg(not(feature = "feed"))]
         false
     }
 
     /// Tells some of those who wait.
-    fn open(&mut self) {
+    fn read_on(&mut self) {
         #[cfg(feature = "feed")]
         self.feed();
     }
@@ -472,13 +487,16 @@ impl Control {
             batches.tell(&mut self.store, age);
         }
         // Many begin at once after a start. Each takes its snapshot away before there are too many in memory.
-        for _ in 0..OPENINGS {
-            let Some((request, answer)) = self.openings.pop_front() else { return };
-            if answer.is_closed() {
-                continue;
-            }
+        for _ in 0..READINGS {
+            let Some(reading) = self.readings.pop_front() else { return };
             let batches = self.batches.get_or_insert_with(|| Batches::new(&mut self.store));
-            let _ = answer.send(batches.open(&self.store, &request, age));
+            match reading {
+                Reading::Opens(_, answer) if answer.is_closed() => {}
+                Reading::Opens(request, answer) => {
+                    let _ = answer.send(batches.open(&self.store, &request, age));
+                }
+                Reading::Amends(reader, request) => batches.amend(&self.store, reader, &request, age),
+            }
         }
     }
 }

@@ -10,9 +10,10 @@ use bytes::Bytes;
 use hashbrown::HashMap;
 use tokio::sync::mpsc;
 
+use super::facts::difference;
 use super::readers::{Id, Readers};
 use super::transaction::Transaction;
-use super::{Changes, Request, Subscription, snapshot};
+use super::{Changes, Names, Request, Subscription, snapshot};
 use crate::store::Store;
 
 /// Transactions that a reader may be behind. Who is told the same shares them.
@@ -116,16 +117,33 @@ impl Batches {
         }
         let id = self.next;
         self.next += 1;
-        let known = |name: &_| store.entry(name).map(|(name, _)| name);
-        let subscription = self.readers.enter(id, &subscription, known);
-        let mut request = request.clone();
-        if request.places.is_empty() {
-            request.subscription = subscription.clone();
-        }
+        let subscription = self.enter(store, id, &subscription);
+        let request = shared(request, &subscription);
         let (told, telling) = mpsc::channel(BEHIND);
         self.seated.insert(id, Seated { subscription, told });
         let seat = Seat { id, told: telling, leave: self.leave.clone() };
         Opening { request, frames, version, seat }
+    }
+
+    /// A reader wants something else from here on. It is told of what is new to it, and that what it wants no longer is
+    /// gone; nothing if it has fallen behind, as it asks for a snapshot then.
+    pub(crate) fn amend(&mut self, store: &Store, id: Id, request: &Request, age: Option<Duration>) {
+        self.clear_away();
+        let Some(Seated { subscription: old, told }) = self.seated.remove(&id) else { return };
+        self.readers.leave(id, &old);
+        let new = request.resolve(store.table());
+        let transaction = difference(store, &old, &new, self.version, age);
+        let subscription = self.enter(store, id, &new);
+        let transaction = transaction.answering(shared(request, &subscription));
+        let is_told = told.try_send(Arc::new(transaction)).is_ok();
+        self.seated.insert(id, Seated { subscription, told });
+        if !is_told {
+            self.dismiss(id);
+        }
+    }
+
+    fn enter(&mut self, store: &Store, id: Id, subscription: &Subscription) -> Subscription {
+        self.readers.enter(id, subscription, |name| store.entry(name).map(|(name, _)| name))
     }
 
     /// Forgets those who are gone.
@@ -142,7 +160,25 @@ impl Batches {
     }
 }
 
+/// `request` with the names of what it was resolved to.
+fn shared(request: &Request, subscription: &Subscription) -> Request {
+    let Subscription::Some { services: known, .. } = subscription else { return request.clone() };
+    let mut request = request.clone();
+    if request.places.is_empty() {
+        request.subscription = subscription.clone();
+    } else if let Subscription::Some { services, .. } = &mut request.subscription {
+        let known = |name| known.binary_search(name).ok().and_then(|at| known.get(at));
+        *services = services.iter().filter_map(known).cloned().collect::<Names<_>>();
+    }
+    request
+}
+
 impl Seat {
+    /// Which it is.
+    pub(super) fn id(&self) -> Id {
+        self.id
+    }
+
     /// What is to be told next; `None` if this reader has fallen behind, or nobody tells any more. May be dropped and
     /// called again.
     pub(super) async fn next(&mut self) -> Option<Arc<Transaction>> {

@@ -30,7 +30,7 @@ pub struct Progress {
     pub complete: bool,
     /// How long ago the writer's own table was in step with its source, if the frame tells.
     pub age: Option<Duration>,
-    /// The snapshot that begins next is for the request of this number.
+    /// What begins next is the answer to the request of this number.
     pub answers: Option<u64>,
 }
 

@@ -158,7 +158,7 @@ pub(super) fn changes_head(from: u64) -> Vec<u8> {
     head
 }
 
-/// A frame that says which request the snapshot that begins next is for.
+/// A frame that says which request is answered by what begins next.
 #[cfg(feature = "feed")]
 pub(super) fn answer(number: u64) -> Vec<u8> {
     let mut frame = Vec::new();

@@ -26,6 +26,27 @@ pub fn snapshot(
     encoder.complete(version, age)
 }
 
+/// What makes `version` of what a reader has, who was told what `old` covers and is to be told what `new` covers.
+#[cfg(feature = "feed")]
+pub(super) fn difference(
+    store: &Store,
+    old: &Subscription,
+    new: &Subscription,
+    version: u64,
+    age: Option<Duration>,
+) -> Transaction {
+    let mut encoder = Encoder::shared_changes();
+    for (name, entry) in covered(store, old).into_iter().filter(|(name, _)| !new.covers(name)) {
+        entry.service.iter().for_each(|_| encoder.service_gone(name));
+        entry.numbered().for_each(|(number, _)| encoder.slice_gone(number));
+    }
+    for (name, entry) in covered(store, new).into_iter().filter(|(name, _)| !old.covers(name)) {
+        entry.service.iter().for_each(|service| encoder.service(service));
+        entry.numbered().for_each(|(number, slice)| encoder.slice(number, name, slice));
+    }
+    Transaction::new(encoder.finish(version, age), version)
+}
+
 fn covered<'a>(store: &'a Store, subscription: &'a Subscription) -> Vec<(&'a ServiceName, &'a Entry)> {
     match subscription {
         // Looking a few up is less than looking at all.

@@ -9,7 +9,7 @@ use selection::{ServiceName, Symbol};
 use super::Subscription;
 
 /// Says which reader. No other ever has it.
-pub(super) type Id = u64;
+pub(crate) type Id = u64;
 
 /// Readers by the places of what they are told.
 pub(super) type Groups = HashMap<Vec<usize>, Vec<Id>, RandomState>;

@@ -8,6 +8,7 @@
 //! | 3, any number of times | a Service: `NAMESPACE/NAME` |
 
 use std::ops::Deref;
+use std::sync::Arc;
 
 use selection::{ServiceName, Symbol};
 
@@ -28,27 +29,31 @@ pub enum Subscription {
     },
 }
 
-/// A set of names: a list, sorted. A tree would be 20 KB of the module that an Envoy loads.
+/// A set of names: a list, sorted, which clones share. A tree would be 20 KB of the module that an Envoy loads.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Names<T>(Vec<T>);
+pub struct Names<T>(Arc<[T]>);
 
 impl<T: Ord> Names<T> {
     /// Whether `name` is one of them.
     pub fn contains(&self, name: &T) -> bool {
         self.0.binary_search(name).is_ok()
     }
+}
 
+impl<T: Ord + Clone> Names<T> {
     /// Adds one, if it is not one of them. For a few; many are collected.
     pub fn insert(&mut self, name: T) {
         if let Err(at) = self.0.binary_search(&name) {
-            self.0.insert(at, name);
+            let mut names = self.0.to_vec();
+            names.insert(at, name);
+            self.0 = names.into();
         }
     }
 }
 
 impl<T> Default for Names<T> {
     fn default() -> Self {
-        Self(Vec::new())
+        Self(Arc::default())
     }
 }
 
@@ -65,7 +70,7 @@ impl<T: Ord> FromIterator<T> for Names<T> {
         let mut names: Vec<T> = names.into_iter().collect();
         names.sort_unstable();
         names.dedup();
-        Self(names)
+        Self(names.into())
     }
 }
 

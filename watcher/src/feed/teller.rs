@@ -2,10 +2,11 @@
 //! snapshot: what it missed meanwhile it gets as another one.
 //!
 //! ```text
-//!              ┌─────────── fell behind · subscribes to something else ──────────┐
+//!              ┌─────────── fell behind · wants something else altogether ──────┐
 //!              ▼                                                                 │
 //! asking ──opened──▶ telling the snapshot ──▶ telling changes, and every HEARTBEAT that we live
 //! ```
+//! Who wants a Service more, or less, is told that among the changes.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -23,6 +24,8 @@ use crate::Watch;
 pub struct Teller {
     watch: Watch,
     request: Request,
+    /// The source is to be told that it has changed.
+    is_amended: bool,
     state: State,
     /// Frames that are due.
     due: VecDeque<Bytes>,
@@ -58,14 +61,21 @@ impl Teller {
     /// Tells what `watch` knows and `request` asks for.
     pub fn new(watch: Watch, request: impl Into<Request>) -> Self {
         let beat = Instant::now() + HEARTBEAT;
-        Self { watch, request: request.into(), state: State::New, due: VecDeque::new(), snapshot: None, beat }
+        let (request, due) = (request.into(), VecDeque::new());
+        Self { watch, request, is_amended: false, state: State::New, due, snapshot: None, beat }
     }
 
-    /// From here on tells what `request` asks for. What is on its way of the earlier one is not told any more.
+    /// From here on tells what `request` asks for.
     pub fn subscribe(&mut self, request: impl Into<Request>) {
         let request = request.into();
-        if request != self.request {
-            self.request = request;
+        if request == self.request {
+            return;
+        }
+        let is_following = matches!(self.state, State::Following { .. });
+        self.is_amended = is_following && is_alike(&self.request.subscription, &request.subscription);
+        self.request = request;
+        if !self.is_amended {
+            // What is on its way of the earlier one is not told any more.
             self.state = State::New;
             self.due.clear();
         }
@@ -73,6 +83,12 @@ impl Teller {
 
     /// The next thing to tell; `None` if there is nobody who knows any more. May be dropped and called again.
     pub async fn next(&mut self) -> Option<Told> {
+        if let State::Following { seat, .. } = &self.state
+            && self.is_amended
+        {
+            self.watch.amend_feed(seat.id(), self.request.clone()).await?;
+            self.is_amended = false;
+        }
         if let Some(frame) = self.due.pop_front() {
             return Some(self.frame(frame));
         }
@@ -101,6 +117,9 @@ impl Teller {
                         Some(transaction) => {
                             self.due.extend(transaction.frames(*version));
                             *version = transaction.version;
+                            if let Some(request) = transaction.answers.as_ref().filter(|r| **r == self.request) {
+                                self.request = request.clone();
+                            }
                             let first = self.due.pop_front()?;
                             return Some(self.frame(first));
                         }
@@ -124,6 +143,16 @@ impl Teller {
     fn live(&mut self) -> Told {
         let age = self.watch.age();
         self.frame(heartbeat(age).into())
+    }
+}
+
+/// Whether they differ by single Services at most.
+fn is_alike(one: &Subscription, other: &Subscription) -> bool {
+    match (one, other) {
+        (Subscription::Some { namespaces: some, .. }, Subscription::Some { namespaces: others, .. }) => {
+            some == others
+        }
+        _ => false,
     }
 }
 
@@ -233,6 +262,52 @@ mod tests {
         assert_eq!(next(&mut teller).await, [("shop/api".to_owned(), 1)]);
         teller.subscribe(Subscription::namespaces(["shop".into()]));
         assert_eq!(next(&mut teller).await.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn who_wants_a_service_more_or_less_is_told_of_that_one_alone() {
+        let (watch, events) = watched().await;
+        let wants = |names: &[&str], number| Request {
+            number,
+            ..Subscription::services(names.iter().map(|text| name(text))).into()
+        };
+        let (mut teller, mut mirror) = (Teller::new(watch.clone(), wants(&["web"], 1)), Mirror::new(here()));
+        let mut answered = async |teller: &mut Teller, number: u64| {
+            let (mut begun, mut bytes) = (0, 0);
+            while let Some(told) = teller.next().await {
+                let (Told::Frame(frame) | Told::Snapshot(frame)) = &told else { panic!("{told:?}") };
+                assert!(number == 1 || matches!(told, Told::Frame(_)), "no snapshot");
+                let progress = mirror.frame(frame).unwrap();
+                begun = progress.answers.unwrap_or(begun);
+                bytes += frame.len();
+                if progress.complete && begun == number {
+                    let rows = rows(mirror.table()).into_iter();
+                    return (bytes, rows.map(|row| (row.service, row.cluster.len())).collect::<Vec<_>>());
+                }
+            }
+            panic!("the feed ended");
+        };
+        let row = |service: &str, endpoints: usize| (format!("shop/{service}"), endpoints);
+        assert_eq!(answered(&mut teller, 1).await.1, [row("web", 0)]);
+        // What changes meanwhile is told before or with it, and once.
+        change(&watch, &events, "api", 1).await;
+        change(&watch, &events, "web", 2).await;
+        teller.subscribe(wants(&["api", "web", "nobody"], 2));
+        let (bytes, rows) = answered(&mut teller, 2).await;
+        assert_eq!(rows, [row("api", 1), row("web", 1)]);
+        assert!(bytes < 400, "{bytes} bytes");
+        change(&watch, &events, "api", 3).await;
+        teller.subscribe(wants(&["web"], 3));
+        let (bytes, rows) = answered(&mut teller, 3).await;
+        assert_eq!(rows, [row("web", 1)]);
+        assert!(bytes < 300, "{bytes} bytes");
+        // Nothing is new, and that is an answer, too.
+        teller.subscribe(wants(&["web", "nobody"], 4));
+        assert_eq!(answered(&mut teller, 4).await.1, [row("web", 1)]);
+        change(&watch, &events, "api", 4).await;
+        change(&watch, &events, "web", 5).await;
+        teller.subscribe(wants(&["web"], 5));
+        assert_eq!(answered(&mut teller, 5).await.1, [row("web", 1)]);
     }
 
     #[tokio::test]

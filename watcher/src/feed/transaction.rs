@@ -5,7 +5,8 @@ use std::sync::OnceLock;
 
 use bytes::Bytes;
 
-use super::encoder::changes_head;
+use super::Request;
+use super::encoder::{answer, changes_head};
 use super::seal::sealed;
 
 /// What some readers are told at once.
@@ -13,6 +14,8 @@ use super::seal::sealed;
 pub(super) struct Transaction {
     /// The version that it makes.
     pub(super) version: u64,
+    /// What it answers, with names in memory that is shared with others; nothing where only facts have changed.
+    pub(super) answers: Option<Request>,
     /// The first frame, without its first field, which is the version of the reader, and its last.
     first: Vec<u8>,
     rest: Vec<Bytes>,
@@ -27,7 +30,13 @@ impl Transaction {
     pub(super) fn new(frames: Vec<Vec<u8>>, version: u64) -> Self {
         let mut frames = frames.into_iter();
         let first = frames.next().unwrap_or_default();
-        Self { version, first, rest: frames.map(sealed).map(Bytes::from).collect(), told: OnceLock::new() }
+        let rest = frames.map(sealed).map(Bytes::from).collect();
+        Self { version, answers: None, first, rest, told: OnceLock::new() }
+    }
+
+    /// The same as the answer to `request`.
+    pub(super) fn answering(self, request: Request) -> Self {
+        Self { answers: Some(request), ..self }
     }
 
     /// The frames for a reader at version `from`.
@@ -35,6 +44,8 @@ impl Transaction {
         let write = || (from, Bytes::from(sealed([&changes_head(from), &self.first[..]].concat())));
         let (at, told) = self.told.get_or_init(write);
         let first = if *at == from { told.clone() } else { write().1 };
-        std::iter::once(first).chain(self.rest.iter().cloned())
+        let number = self.answers.as_ref().map_or(0, |request| request.number);
+        let answer = (number > 0).then(|| answer(number).into());
+        answer.into_iter().chain([first]).chain(self.rest.iter().cloned())
     }
 }
