@@ -3,23 +3,27 @@
 //! In: how many are to change. Out: frames as any Remora tells them, and when each change was told. It has one reader at a
 //! time, the hub, and never tells a change later than it notes.
 
-use std::collections::VecDeque;
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::convert::Infallible;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use http_body_util::channel::{Channel, Sender};
+use hyper::Response;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use selection::{Balance, Fact, Family, Kind, Pod, Port, Protocol, Service, ServiceName, Slice, SlicePort};
-use watcher::feed::{Encoder, HEARTBEAT, heartbeat, prefix};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval};
+use watcher::feed::{Encoder, HEARTBEAT, framed, heartbeat};
 
 use crate::{ENDPOINTS, RATE, SERVICES};
 
 /// The address of the endpoint that the first change brings; the next one has the next.
 const FIRST: u32 = 0x0a00_0000;
-/// How fine the rate is.
-const TICK: Duration = Duration::from_millis(5);
-
 /// When each change was told, in their order.
 pub(crate) type Sent = Arc<Mutex<Vec<Instant>>>;
 
@@ -27,24 +31,27 @@ pub(crate) type Sent = Arc<Mutex<Vec<Instant>>>;
 pub(crate) struct Origin {
     pub(crate) address: SocketAddr,
     pub(crate) sent: Sent,
-    wanted: Arc<AtomicUsize>,
+    wanted: mpsc::UnboundedSender<usize>,
 }
 
 impl Origin {
     pub(crate) fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address");
         listener.set_nonblocking(true).expect("a socket");
-        let (sent, wanted) = (Sent::default(), Arc::<AtomicUsize>::default());
-        let mut telling =
-            Telling { cluster: Cluster::new(), sent: Arc::clone(&sent), wanted: Arc::clone(&wanted) };
-        std::thread::spawn(move || telling.run(&listener));
+        let (sent, (wanted, asked)) = (Sent::default(), mpsc::unbounded_channel());
+        let telling = Telling { cluster: Cluster::new(), sent: Arc::clone(&sent), asked };
+        std::thread::spawn(move || {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(telling.run(listener));
+        });
         Self { address, sent, wanted }
     }
 
     /// So many more endpoints change, from here on.
     pub(crate) fn change(&self, count: usize) {
-        self.wanted.fetch_add(count, Relaxed);
+        self.wanted.send(count).expect("the thread that tells");
     }
 }
 
@@ -61,63 +68,70 @@ pub(crate) fn name(service: usize) -> ServiceName {
 struct Telling {
     cluster: Cluster,
     sent: Sent,
-    wanted: Arc<AtomicUsize>,
+    asked: mpsc::UnboundedReceiver<usize>,
 }
 
 impl Telling {
-    fn run(&mut self, listener: &TcpListener) {
-        let mut hub: Option<TcpStream> = None;
-        let mut due: VecDeque<Instant> = VecDeque::new();
-        let mut beat = Instant::now();
+    async fn run(mut self, listener: std::net::TcpListener) {
+        let listener = TcpListener::from_std(listener).expect("a socket");
+        let (calls, mut called) = mpsc::channel(1);
+        tokio::spawn(serve(listener, calls));
+        let mut hub: Option<Sender<Bytes>> = None;
+        let mut wanted = 0;
+        let mut beats = interval(HEARTBEAT / 2);
+        let mut ticks = interval(Duration::from_secs(1) / RATE);
+        // Late ones are made up for: the rate is one over the whole time.
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
         loop {
-            if let Ok((stream, _)) = listener.accept() {
-                hub = self.begin(stream);
-            }
-            let wanted = self.wanted.swap(0, Relaxed);
-            let from = due.back().copied().unwrap_or_else(Instant::now);
-            due.extend(
-                (1..=u32::try_from(wanted).expect("few")).map(|n| from + Duration::from_secs(1) / RATE * n),
-            );
-            let mut frames = Vec::new();
-            while due.front().is_some_and(|at| *at <= Instant::now()) {
-                due.pop_front();
-                let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
-                frames.extend(self.cluster.change(sent.len()));
-                sent.push(Instant::now());
-            }
-            if frames.is_empty() && beat.elapsed() > HEARTBEAT / 2 {
-                frames.push(heartbeat(Some(Duration::ZERO)));
-            }
-            if !frames.is_empty() {
-                beat = Instant::now();
+            let frames = tokio::select! {
+                Some(call) = called.recv() => {
+                    hub = Some(call);
+                    self.cluster.snapshot()
+                }
+                Some(count) = self.asked.recv() => {
+                    if wanted == 0 {
+                        ticks.reset();
+                    }
+                    wanted += count;
+                    continue;
+                }
+                _ = ticks.tick(), if wanted > 0 => {
+                    wanted -= 1;
+                    let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+                    sent.push(Instant::now());
+                    self.cluster.change(sent.len() - 1)
+                }
+                _ = beats.tick() => vec![heartbeat(Some(Duration::ZERO))],
+            };
+            let Some(call) = &mut hub else { continue };
+            for frame in frames {
                 // One that is gone comes back.
-                hub = hub.and_then(|mut hub| tell(&mut hub, &frames).ok().map(|()| hub));
-            }
-            std::thread::sleep(TICK);
-        }
-    }
-
-    /// The snapshot, to who asks for it.
-    fn begin(&self, mut hub: TcpStream) -> Option<TcpStream> {
-        hub.set_nonblocking(false).ok()?;
-        hub.set_nodelay(true).ok()?;
-        let mut asked = Vec::new();
-        while !asked.ends_with(b"\r\n\r\n") {
-            let mut part = [0; 1024];
-            match hub.read(&mut part).ok()? {
-                0 => return None,
-                count => asked.extend_from_slice(&part[..count]),
+                let _ = call.send_data(framed(&frame).into()).await;
             }
         }
-        hub.write_all(b"HTTP/1.1 200 OK\r\n\r\n").ok()?;
-        tell(&mut hub, &self.cluster.snapshot()).ok()?;
-        Some(hub)
     }
 }
 
-fn tell(hub: &mut TcpStream, frames: &[Vec<u8>]) -> std::io::Result<()> {
-    let bytes: Vec<u8> = frames.iter().flat_map(|frame| [&prefix(frame)[..], frame].concat()).collect();
-    hub.write_all(&bytes)
+/// Takes calls. Whatever they ask for, they are told everything.
+async fn serve(listener: TcpListener, calls: mpsc::Sender<Sender<Bytes>>) {
+    while let Ok((stream, _)) = listener.accept().await {
+        stream.set_nodelay(true).expect("a socket");
+        let calls = calls.clone();
+        let service = service_fn(move |_| {
+            let calls = calls.clone();
+            async move {
+                let (call, body) = Channel::<Bytes>::new(1);
+                calls.send(call).await.expect("the thread that tells");
+                let mut response = Response::new(body);
+                let media = hyper::header::HeaderValue::from_static("application/grpc");
+                response.headers_mut().insert(hyper::header::CONTENT_TYPE, media);
+                Ok::<_, Infallible>(response)
+            }
+        });
+        tokio::spawn(
+            http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service),
+        );
+    }
 }
 
 struct Cluster {

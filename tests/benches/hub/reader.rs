@@ -8,9 +8,14 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::io::AsyncWriteExt;
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use http_body_util::channel::Channel;
+use hyper::client::conn::http2;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
-use watcher::feed::{Decoder, Splitter};
+use watcher::feed::{Decoder, Splitter, Subscription, framed};
 use watcher::store::{Event, Kind, Piece, Stream};
 
 use crate::origin::{Sent, change_of, name};
@@ -20,6 +25,9 @@ use crate::{EACH, FEED, READERS, SERVICES};
 const PAUSE: Duration = Duration::from_millis(100);
 const PAUSE_LONGEST: Duration = Duration::from_secs(10);
 
+/// Bytes that go before a part of a stream in HTTP/2.
+const FRAME_HEADER: usize = 9;
+
 /// Owning one means that they read, until the process ends.
 pub(crate) struct Readers(Arc<Shared>);
 
@@ -28,7 +36,7 @@ pub(crate) struct Readers(Arc<Shared>);
 pub(crate) struct Seen {
     /// From telling the hub to a reader's knowing.
     pub(crate) times: Vec<Duration>,
-    /// Bytes of HTTP's body, its chunks and the frames that had a change.
+    /// Bytes of the frames that had a change, and what goes before them in HTTP/2.
     pub(crate) bytes: usize,
     /// The most for one change.
     pub(crate) most: usize,
@@ -84,7 +92,8 @@ impl Readers {
 
 struct Reader {
     number: usize,
-    request: String,
+    /// What it subscribes to, as a message.
+    request: Bytes,
     shared: Arc<Shared>,
     /// Snapshots that it had.
     rounds: usize,
@@ -92,9 +101,8 @@ struct Reader {
 
 impl Reader {
     fn new(number: usize, shared: Arc<Shared>) -> Self {
-        let words: Vec<String> =
-            (0..EACH).map(|n| format!("service={}", name((number + n * 199) % SERVICES))).collect();
-        let request = format!("GET /v1/feed?{} HTTP/1.1\r\nHost: localhost\r\n\r\n", words.join("&"));
+        let services = (0..EACH).map(|n| name((number + n * 199) % SERVICES));
+        let request = framed(&Subscription::services(services).encode()).into();
         Self { number, request, shared, rounds: 0 }
     }
 
@@ -113,26 +121,27 @@ impl Reader {
     }
 
     /// One stream, to its end.
-    async fn read(&mut self) -> std::io::Result<()> {
-        let mut stream = TcpStream::connect(FEED).await?;
-        stream.write_all(self.request.as_bytes()).await?;
+    async fn read(&mut self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let stream = TcpStream::connect(FEED).await?;
+        let builder = http2::Builder::new(TokioExecutor::new());
+        let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        let (mut requests, body) = Channel::<Bytes>::new(1);
+        requests.send_data(self.request.clone()).await?;
+        let head = Request::post("http://localhost/remora.Feed/Watch");
+        let head = head.header("content-type", "application/grpc").header("te", "trailers").body(body)?;
+        let response = sender.send_request(head).await?;
+        assert_eq!(response.status(), StatusCode::OK, "{response:?}");
+        let mut body = response.into_body();
         let mut decoder = Decoder::new(vec![Stream::all(Kind::Services), Stream::all(Kind::Slices)]).lean();
-        let (mut chunks, mut splitter) = (Chunks::default(), Splitter::default());
+        let mut splitter = Splitter::of_messages();
         // How many bytes came since the last frame.
         let mut bytes = 0;
         let mut is_synced = false;
-        loop {
-            stream.readable().await?;
-            // On the stack of the moment: ten thousand of them would be a hub's memory.
-            let mut part = [0; 16 << 10];
-            let count = match stream.try_read(&mut part) {
-                Ok(0) => return Ok(()),
-                Ok(count) => count,
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
-                Err(error) => return Err(error),
-            };
-            bytes += count;
-            splitter.push(&chunks.read(&part[..count]).map_err(std::io::Error::other)?);
+        while let Some(part) = body.frame().await {
+            let part = part?.into_data().map_err(|trailers| format!("{trailers:?}"))?;
+            bytes += part.len() + FRAME_HEADER;
+            splitter.push(&part);
             while let Some(frame) = splitter.frame().expect("a stream of frames") {
                 let mut changes = Vec::new();
                 let progress = decoder.frame(frame, &mut |event| {
@@ -154,6 +163,7 @@ impl Reader {
                 bytes = 0;
             }
         }
+        Ok(())
     }
 
     fn note(&self, changes: &[usize], bytes: usize) {
@@ -164,55 +174,5 @@ impl Reader {
         seen.bytes += bytes;
         seen.most = seen.most.max(bytes / changes.len());
         self.shared.known.fetch_add(changes.len(), Relaxed);
-    }
-}
-
-/// What an answer of HTTP/1.1 is cut into.
-#[derive(Default)]
-struct Chunks {
-    state: State,
-    /// A line that has not ended yet.
-    line: Vec<u8>,
-}
-
-#[derive(Clone, Copy, Default)]
-enum State {
-    /// The first line, which has the status.
-    #[default]
-    Status,
-    Headers,
-    /// The length of a chunk, or the empty line after one.
-    Length,
-    Chunk(usize),
-}
-
-impl Chunks {
-    /// The body's part of these bytes.
-    fn read(&mut self, mut bytes: &[u8]) -> Result<Vec<u8>, String> {
-        let mut body = Vec::with_capacity(bytes.len());
-        while !bytes.is_empty() {
-            if let State::Chunk(left) = self.state {
-                let (part, rest) = bytes.split_at(left.min(bytes.len()));
-                body.extend_from_slice(part);
-                bytes = rest;
-                self.state = if part.len() == left { State::Length } else { State::Chunk(left - part.len()) };
-                continue;
-            }
-            let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else {
-                self.line.extend_from_slice(bytes);
-                break;
-            };
-            self.line.extend_from_slice(&bytes[..end]);
-            bytes = &bytes[end + 1..];
-            let line = String::from_utf8_lossy(&std::mem::take(&mut self.line)).trim().to_owned();
-            self.state = match self.state {
-                State::Status if line.starts_with("HTTP/1.1 200 ") => State::Headers,
-                State::Status => return Err(line),
-                State::Headers if !line.is_empty() => State::Headers,
-                _ if line.is_empty() => State::Length,
-                _ => State::Chunk(usize::from_str_radix(&line, 16).map_err(|error| error.to_string())?),
-            };
-        }
-        Ok(body)
     }
 }
