@@ -1,6 +1,6 @@
-//! Serves the feed to other Remoras: as a gRPC stream (`remora.Feed/Watch`, to Envoys and whoever changes what it reads)
-//! and as the body of `GET /v1/feed` (`namespace=NAMESPACE`, `service=NAMESPACE/NAME`, each as often as one likes;
-//! everything without). In: a watch. Out: frames. To other machines by TLS, and to who shows a token ([`Tokens`]). Whoever
+//! Serves the feed: to other Remoras, on connections that are nothing else ([`PROTOCOL`]), to Envoys as a gRPC stream
+//! (`remora.Feed/Watch`), to anybody as the body of `GET /v1/feed` (`namespace=NAMESPACE`, `service=NAMESPACE/NAME`, each
+//! as often as one likes; everything without). In: a watch. Out: frames. To other machines by TLS, and to who shows a token ([`Tokens`]). Whoever
 //! reads slowly costs little, and nobody else anything. Beside it, the files that read it ([`Assets`]).
 
 mod assets;
@@ -21,7 +21,7 @@ use http_body_util::channel::Channel;
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::header::{
-    AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderName, HeaderValue, WWW_AUTHENTICATE,
+    AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderName, HeaderValue, UPGRADE, WWW_AUTHENTICATE,
 };
 use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -32,13 +32,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use watcher::Watch;
-use watcher::feed::{Request as Wanted, Subscription, Teller, Told};
+use watcher::feed::{PROTOCOL, Request as Wanted, Subscription, Teller, Told};
 
 use crate::http;
 
 use assets::Asset;
 pub use assets::Assets;
-use carrier::{Call, Carrier, End, Plain};
+use carrier::{Call, Carrier, End, Plain, Talk};
 pub use counts::{Counts, Reset};
 use lent::lend;
 use message::{Messages, Status};
@@ -98,12 +98,19 @@ pub struct Feed {
     readers: Arc<Semaphore>,
 }
 
+/// How a reader is told.
+enum How {
+    /// What it asked for, in the answer to a request of this version.
+    Plain(Version, Subscription),
+    /// What it says, now and later.
+    Talk,
+}
+
 type Body = Either<Full<Bytes>, Channel<Bytes>>;
 
 /// A reader whose connection carries nothing but the feed from here on.
 struct Asked {
-    version: Version,
-    subscription: Subscription,
+    how: How,
     /// Until when it may read.
     until: Option<Instant>,
     /// Its place among the readers.
@@ -172,13 +179,31 @@ impl Feed {
         let (owner, lent) = lend(stream);
         // On the heap while it lasts: what is left of it afterwards is what a reader costs.
         let asked = Box::pin(self.clone().serve_http(lent)).await;
-        if let Some(Asked { version, subscription, until, place: _reader }) = asked
+        if let Some(Asked { how, until, place: _reader }) = asked
             && let Some(stream) = owner.take_back()
-            && let Ok(Ok(plain)) = timeout(TAKES_WITHIN, Plain::begin(stream, version)).await
         {
-            self.tell(plain, subscription, until).await;
+            self.carry(stream, how, until).await;
         }
         drop(place);
+    }
+
+    /// Tells a reader whose connection carries nothing else.
+    async fn carry(&self, stream: impl AsyncRead + AsyncWrite + Unpin, how: How, until: Option<Instant>) {
+        match how {
+            How::Plain(version, subscription) => {
+                if let Ok(Ok(plain)) = timeout(TAKES_WITHIN, Plain::begin(stream, version)).await {
+                    self.tell(plain, subscription, until).await;
+                }
+            }
+            How::Talk => {
+                let Ok(Ok(mut talk)) = timeout(TAKES_WITHIN, Talk::begin(stream)).await else { return };
+                match timeout(SAYS_WITHIN, talk.heard()).await {
+                    Ok(Ok(wanted)) => self.tell(talk, wanted, until).await,
+                    Ok(Err(End::With(status))) => self.end(talk, status).await,
+                    Ok(Err(End::Gone)) | Err(_) => {}
+                }
+            }
+        }
     }
 
     /// Serves HTTP until the connection ends, or has asked for the feed in such a way that it is of no more use for HTTP.
@@ -259,6 +284,7 @@ impl Feed {
             Ok(until) => until,
             Err(refused) => return refusal(refused),
         };
+        let is_talk = request.headers().get(UPGRADE).is_some_and(|to| to.as_bytes() == PROTOCOL.as_bytes());
         let subscription = match subscription(request.uri().query().unwrap_or_default()) {
             Ok(subscription) => subscription,
             Err(wrong) => return text(StatusCode::BAD_REQUEST, &wrong),
@@ -269,7 +295,8 @@ impl Feed {
         };
         let version = request.version();
         if version != Version::HTTP_2 {
-            let _ = ask.send(Asked { version, subscription, until, place: reader }).await;
+            let how = if is_talk { How::Talk } else { How::Plain(version, subscription) };
+            let _ = ask.send(Asked { how, until, place: reader }).await;
             // Whoever hears it lets go of this.
             return std::future::pending().await;
         }

@@ -7,7 +7,8 @@
 //! ```
 //! A reader says what it wants ([`Subscription`]) and gets *frames*: first a snapshot of everything, then what changes.
 //! Where messages have no borders of their own (a streamed HTTP body) each frame follows its length, four bytes, the
-//! highest first ([`Splitter`]); a gRPC stream carries one frame in a message.
+//! highest first ([`Splitter`]); a gRPC stream carries one frame in a message, and so does a connection that has become a
+//! stream of messages both ways ([`PROTOCOL`]).
 //!
 //! # A frame
 //! Everything is a field as Protocol Buffers writes it, a number, a wire type and a value, so that it can be passed over
@@ -134,6 +135,9 @@ pub use teller::{Teller, Told};
 #[cfg(feature = "feed")]
 pub use trust::Trust;
 
+/// What a connection of HTTP/1.1 becomes (RFC 9110, 7.8, by `GET /v1/feed`) to carry nothing but messages as in a gRPC
+/// stream: requests to the writer, frames to the reader. Without the buffers of HTTP/2 a reader costs a fifth.
+pub const PROTOCOL: &str = "remora-feed";
 /// A writer fills a frame up to this size; it is larger only if one operation is. What it has takes a reader about half
 /// a millisecond, and an Envoy's worker moves no bytes meanwhile.
 pub const FRAME: usize = 32 << 10;

@@ -6,22 +6,27 @@
 //! | [`Call`] | a message of a gRPC stream | requests |
 //! | [`Body`] | behind its length, in a body of HTTP/2 | nothing |
 //! | [`Plain`] | behind its length, on a connection of HTTP/1.1 that has nothing else any more | nothing |
+//! | [`Talk`] | a message, on a connection that has become a stream of them both ways ([`feed::PROTOCOL`]) | requests |
 //!
-//! Most readers are of the last kind, each with a connection of its own: there is no server of HTTP any more, whose buffers
-//! would be most of what a reader costs.
+//! Most readers are sidecars, and of the last kind, each with a connection of its own: there is no server of HTTP any more,
+//! whose buffers would be most of what a reader costs.
 
+use std::future::poll_fn;
 use std::io;
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::task::{Poll, ready};
 
 use bytes::{Buf, Bytes};
 use http_body_util::channel::Sender;
 use hyper::{HeaderMap, Version};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use watcher::feed::{self, Request};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use watcher::feed::{self, Request, Splitter};
 
 use super::message::{Messages, Status};
 
-/// Bytes of HTTP's that a reader may have sent after its request, which nobody asked for.
-const IGNORED: usize = 256;
+/// What is read at once of what a reader says.
+const PART: usize = 2048;
 
 /// How it ends with a reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +118,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Plain<S> {
              connection: close\r\ndate: {date}\r\n\r\n"
         );
         stream.write_all(head.as_bytes()).await?;
+        stream.flush().await?;
         Ok(Self(stream))
     }
 }
@@ -121,23 +127,82 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier for Plain<S> {
     const PREFIX: usize = feed::PREFIX;
 
     async fn send(&mut self, frame: Bytes) -> Result<(), End> {
-        let prefix = feed::prefix(&frame);
-        let written = self.0.write_all_buf(&mut Buf::chain(&prefix[..], frame)).await;
-        // By TLS, what is written may be waiting.
-        written.map_err(|_| End::Gone)?;
-        self.0.flush().await.map_err(|_| End::Gone)
+        write(&mut self.0, &feed::prefix(&frame), frame).await
     }
 
     async fn heard(&mut self) -> Result<Request, End> {
         loop {
-            match self.0.read(&mut [0; IGNORED]).await {
-                Ok(1..) => {}
-                Ok(0) | Err(_) => return Err(End::Gone),
-            }
+            // Nobody has asked for it.
+            read(&mut self.0, |_| ()).await?;
         }
     }
 
     async fn end(mut self, _: Status) {
         let _ = self.0.shutdown().await;
     }
+}
+
+/// A connection that carries messages both ways, and nothing else, to its end.
+pub(super) struct Talk<S> {
+    stream: S,
+    said: Splitter,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
+    /// Begins it, which a request of HTTP/1.1 has asked for.
+    pub(super) async fn begin(mut stream: S) -> io::Result<Self> {
+        let head = format!(
+            "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: {}\r\n\r\n",
+            feed::PROTOCOL
+        );
+        stream.write_all(head.as_bytes()).await?;
+        stream.flush().await?;
+        Ok(Self { stream, said: Splitter::of_messages() })
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Carrier for Talk<S> {
+    const PREFIX: usize = 1 + feed::PREFIX;
+
+    async fn send(&mut self, frame: Bytes) -> Result<(), End> {
+        let [a, b, c, d] = feed::prefix(&frame);
+        write(&mut self.stream, &[0, a, b, c, d], frame).await
+    }
+
+    async fn heard(&mut self) -> Result<Request, End> {
+        loop {
+            let malformed = |_| End::With(Status::MALFORMED);
+            if let Some(message) = self.said.frame().map_err(malformed)? {
+                return Request::decode(message).map_err(malformed);
+            }
+            read(&mut self.stream, |bytes| self.said.push(bytes)).await?;
+        }
+    }
+
+    async fn end(mut self, _: Status) {
+        let _ = self.stream.shutdown().await;
+    }
+}
+
+async fn write(stream: &mut (impl AsyncWrite + Unpin), prefix: &[u8], frame: Bytes) -> Result<(), End> {
+    stream.write_all_buf(&mut Buf::chain(prefix, frame)).await.map_err(|_| End::Gone)?;
+    // By TLS, what is written may be waiting.
+    stream.flush().await.map_err(|_| End::Gone)
+}
+
+/// Gives `take` what a reader has said next. The buffer is there only while something is read: a reader that says nothing
+/// needs none.
+async fn read(stream: &mut (impl AsyncRead + Unpin), mut take: impl FnMut(&[u8])) -> Result<(), End> {
+    poll_fn(|cx| {
+        let mut part = [MaybeUninit::uninit(); PART];
+        let mut part = ReadBuf::uninit(&mut part);
+        match ready!(Pin::new(&mut *stream).poll_read(cx, &mut part)) {
+            Ok(()) if !part.filled().is_empty() => {
+                take(part.filled());
+                Poll::Ready(Ok(()))
+            }
+            _ => Poll::Ready(Err(End::Gone)),
+        }
+    })
+    .await
 }

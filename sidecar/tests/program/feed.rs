@@ -149,39 +149,10 @@ fn a_server_that_is_gone_takes_nothing_away_and_one_that_starts_again_is_found()
     });
 }
 
-/// What a server does on one connection.
-enum Harm {
-    /// Answers a call with this body, and ends it.
-    Body(Vec<u8>),
-    /// Answers it with this status.
-    Status(u16),
-    /// Sends these bytes, whatever it was asked.
-    Raw(&'static [u8]),
-}
-
-impl Harm {
-    fn happen(self, mut client: TcpStream) {
-        let (status, body) = match self {
-            Self::Body(body) => (200, body),
-            Self::Status(status) => (status, Vec::new()),
-            Self::Raw(bytes) => {
-                assert!(client.read(&mut [0; 4096]).unwrap() > 0, "it asks");
-                return client.write_all(bytes).unwrap();
-            }
-        };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            client.set_nonblocking(true).unwrap();
-            let io = hyper_util::rt::TokioIo::new(tokio::net::TcpStream::from_std(client).unwrap());
-            let answer = hyper::service::service_fn(move |_: hyper::Request<hyper::body::Incoming>| {
-                let body = http_body_util::Full::new(bytes::Bytes::from(body.clone()));
-                std::future::ready(hyper::Response::builder().status(status).body(body))
-            });
-            let executor = hyper_util::rt::TokioExecutor::new();
-            // Ends when the client has had enough.
-            let _ = hyper::server::conn::http2::Builder::new(executor).serve_connection(io, answer).await;
-        });
-    }
+/// What a server of `feed` sends on one connection, whatever it is asked: the head of an answer and what follows.
+fn raw(body: &[u8]) -> Vec<u8> {
+    let head = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: remora-feed\r\n\r\n";
+    [&head[..], body].concat()
 }
 
 /// `frames` as a stream has them.
@@ -217,21 +188,22 @@ fn bytes_that_are_harmed_on_their_way_change_nothing_and_the_next_stream_heals()
     let gap = [old.clone(), feed::Encoder::changes(77).complete(78, None)].concat();
     let harmed = [
         // Sound, and then the server ends.
-        Harm::Body(stream(&old)),
-        Harm::Body(flipped),
-        Harm::Body(cut.to_vec()),
-        Harm::Body(too_large),
-        Harm::Body(stream(&gap)),
-        Harm::Status(404),
-        Harm::Raw(b"SSH-2.0-OpenSSH_9.9\r\n"),
+        raw(&stream(&old)),
+        raw(&flipped),
+        raw(cut),
+        raw(&too_large),
+        raw(&stream(&gap)),
+        b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_vec(),
+        b"SSH-2.0-OpenSSH_9.9\r\n".to_vec(),
     ];
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let source = format!("feed:http://{}", listener.local_addr().unwrap());
     let (heal_now, heal) = std::sync::mpsc::channel::<()>();
     std::thread::spawn(move || {
-        for harm in harmed {
-            let (client, _) = listener.accept().unwrap();
-            harm.happen(client);
+        for answer in harmed {
+            let (mut client, _) = listener.accept().unwrap();
+            assert!(client.read(&mut [0; 4096]).unwrap() > 0, "it asks");
+            client.write_all(&answer).unwrap();
         }
         heal.recv().unwrap();
         for client in listener.incoming().flatten() {
@@ -260,6 +232,33 @@ fn bytes_that_are_harmed_on_their_way_change_nothing_and_the_next_stream_heals()
     });
     heal_now.send(()).unwrap();
     fed.wait_for_endpoints(&IPS[1..]);
+}
+
+#[test]
+fn what_an_older_server_tells_in_a_body_is_read() {
+    let (_servers, port) = Server::all_on(&IPS);
+    let folder = Folder::new();
+    folder.put_web(&IPS, port);
+    let hub = hub(&folder.source(), "127.0.0.1:0");
+    let mut body = b"HTTP/1.1 200 OK\r\n\r\n".to_vec();
+    mirror(address(&hub), "", |frame, mirror| {
+        body.extend([&feed::prefix(frame)[..], frame].concat());
+        mirror.is_synced()
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let source = format!("feed:http://{}", listener.local_addr().unwrap());
+    let (asked, asks) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        let mut request = vec![0; 4096];
+        let length = client.read(&mut request).unwrap();
+        client.write_all(&body).unwrap();
+        asked.send((text(&request[..length]), client)).unwrap();
+    });
+    let fed = Sidecar::start_web(&source, &[]);
+    fed.wait_for_endpoints(&IPS);
+    let (request, _open) = asks.recv().unwrap();
+    assert!(request.starts_with("GET /v1/feed?service=shop/web HTTP/1.1\r\n"), "{request}");
 }
 
 #[test]

@@ -3,22 +3,16 @@
 //! In: how many are to change. Out: frames as any Remora tells them, and when each change was told. It has one reader at a
 //! time, the hub, and never tells a change later than it notes.
 
-use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http_body_util::channel::{Channel, Sender};
-use hyper::Response;
-use hyper::server::conn::http2;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use selection::{Balance, Fact, Family, Kind, Pod, Port, Protocol, Service, ServiceName, Slice, SlicePort};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
-use watcher::feed::{Encoder, HEARTBEAT, framed, heartbeat};
+use watcher::feed::{Encoder, HEARTBEAT, PROTOCOL, framed, heartbeat};
 
 use crate::{ENDPOINTS, RATE, SERVICES};
 
@@ -76,7 +70,7 @@ impl Telling {
         let listener = TcpListener::from_std(listener).expect("a socket");
         let (calls, mut called) = mpsc::channel(1);
         tokio::spawn(serve(listener, calls));
-        let mut hub: Option<Sender<Bytes>> = None;
+        let mut hub: Option<TcpStream> = None;
         let mut wanted = 0;
         let mut beats = interval(HEARTBEAT / 2);
         let mut ticks = interval(Duration::from_secs(1) / RATE);
@@ -104,33 +98,25 @@ impl Telling {
                 _ = beats.tick() => vec![heartbeat(Some(Duration::ZERO))],
             };
             let Some(call) = &mut hub else { continue };
-            for frame in frames {
-                // One that is gone comes back.
-                let _ = call.send_data(framed(&frame).into()).await;
-            }
+            let bytes: Vec<u8> = frames.iter().flat_map(|frame| framed(frame)).collect();
+            // One that is gone comes back.
+            let _ = call.write_all(&bytes).await;
         }
     }
 }
 
 /// Takes calls. Whatever they ask for, they are told everything.
-async fn serve(listener: TcpListener, calls: mpsc::Sender<Sender<Bytes>>) {
-    while let Ok((stream, _)) = listener.accept().await {
+async fn serve(listener: TcpListener, calls: mpsc::Sender<TcpStream>) {
+    while let Ok((mut stream, _)) = listener.accept().await {
         stream.set_nodelay(true).expect("a socket");
-        let calls = calls.clone();
-        let service = service_fn(move |_| {
-            let calls = calls.clone();
-            async move {
-                let (call, body) = Channel::<Bytes>::new(1);
-                calls.send(call).await.expect("the thread that tells");
-                let mut response = Response::new(body);
-                let media = hyper::header::HeaderValue::from_static("application/grpc");
-                response.headers_mut().insert(hyper::header::CONTENT_TYPE, media);
-                Ok::<_, Infallible>(response)
-            }
-        });
-        tokio::spawn(
-            http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service),
-        );
+        let mut asked = Vec::new();
+        while !asked.windows(4).any(|end| end == b"\r\n\r\n") {
+            assert!(stream.read_buf(&mut asked).await.expect("a request") > 0, "{asked:?}");
+        }
+        let head =
+            format!("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: {PROTOCOL}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.expect("the hub");
+        calls.send(stream).await.expect("the thread that tells");
     }
 }
 

@@ -8,14 +8,9 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http_body_util::BodyExt;
-use http_body_util::channel::Channel;
-use hyper::client::conn::http2;
-use hyper::{Request, StatusCode};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use watcher::feed::{Decoder, Splitter, Subscription, framed};
+use watcher::feed::{Decoder, PROTOCOL, Splitter, Subscription, framed};
 use watcher::store::{Event, Kind, Piece, Stream};
 
 use crate::origin::{Sent, change_of, name};
@@ -25,9 +20,6 @@ use crate::{EACH, FEED, READERS, SERVICES};
 const PAUSE: Duration = Duration::from_millis(100);
 const PAUSE_LONGEST: Duration = Duration::from_secs(10);
 
-/// Bytes that go before a part of a stream in HTTP/2.
-const FRAME_HEADER: usize = 9;
-
 /// Owning one means that they read, until the process ends.
 pub(crate) struct Readers(Arc<Shared>);
 
@@ -36,7 +28,7 @@ pub(crate) struct Readers(Arc<Shared>);
 pub(crate) struct Seen {
     /// From telling the hub to a reader's knowing.
     pub(crate) times: Vec<Duration>,
-    /// Bytes of the frames that had a change, and what goes before them in HTTP/2.
+    /// Bytes of the messages that had a change.
     pub(crate) bytes: usize,
     /// The most for one change.
     pub(crate) most: usize,
@@ -93,7 +85,7 @@ impl Readers {
 struct Reader {
     number: usize,
     /// What it subscribes to, as a message.
-    request: Bytes,
+    request: Vec<u8>,
     shared: Arc<Shared>,
     /// Snapshots that it had.
     rounds: usize,
@@ -102,7 +94,7 @@ struct Reader {
 impl Reader {
     fn new(number: usize, shared: Arc<Shared>) -> Self {
         let services = (0..EACH).map(|n| name((number + n * 199) % SERVICES));
-        let request = framed(&Subscription::services(services).encode()).into();
+        let request = framed(&Subscription::services(services).encode());
         Self { number, request, shared, rounds: 0 }
     }
 
@@ -121,27 +113,36 @@ impl Reader {
     }
 
     /// One stream, to its end.
-    async fn read(&mut self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        let stream = TcpStream::connect(FEED).await?;
-        let builder = http2::Builder::new(TokioExecutor::new());
-        let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(connection);
-        let (mut requests, body) = Channel::<Bytes>::new(1);
-        requests.send_data(self.request.clone()).await?;
-        let head = Request::post("http://localhost/remora.Feed/Watch");
-        let head = head.header("content-type", "application/grpc").header("te", "trailers").body(body)?;
-        let response = sender.send_request(head).await?;
-        assert_eq!(response.status(), StatusCode::OK, "{response:?}");
-        let mut body = response.into_body();
+    async fn read(&mut self) -> std::io::Result<()> {
+        let mut stream = TcpStream::connect(FEED).await?;
+        let head = format!(
+            "GET /v1/feed HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: {PROTOCOL}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await?;
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            answer.push(stream.read_u8().await?);
+        }
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
+        stream.write_all(&self.request).await?;
         let mut decoder = Decoder::new(vec![Stream::all(Kind::Services), Stream::all(Kind::Slices)]).lean();
         let mut splitter = Splitter::of_messages();
         // How many bytes came since the last frame.
         let mut bytes = 0;
         let mut is_synced = false;
-        while let Some(part) = body.frame().await {
-            let part = part?.into_data().map_err(|trailers| format!("{trailers:?}"))?;
-            bytes += part.len() + FRAME_HEADER;
-            splitter.push(&part);
+        loop {
+            stream.readable().await?;
+            // Not kept while nothing comes.
+            let mut part = [0; 16 << 10];
+            let count = match stream.try_read(&mut part) {
+                Ok(0) => return Ok(()),
+                Ok(count) => count,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
+                Err(error) => return Err(error),
+            };
+            bytes += count;
+            splitter.push(&part[..count]);
             while let Some(frame) = splitter.frame().expect("a stream of frames") {
                 let mut changes = Vec::new();
                 let progress = decoder.frame(frame, &mut |event| {
@@ -163,7 +164,6 @@ impl Reader {
                 bytes = 0;
             }
         }
-        Ok(())
     }
 
     fn note(&self, changes: &[usize], bytes: usize) {

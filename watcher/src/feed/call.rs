@@ -1,33 +1,37 @@
-//! One call of another Remora's feed, `remora.Feed/Watch` by gRPC. In: where it is, what is asked for, a token. Out: the
-//! body that frames come in. Never tries twice.
+//! One stream of another Remora's feed. In: where it is, what is asked for, a token. Out: frames. Never tries twice.
+//!
+//! The connection becomes a stream of messages both ways ([`PROTOCOL`]). A server that is older answers with a body, which
+//! has what the query of the request names, and hears of nothing else.
 
 use std::fmt::Display;
 use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::channel::{Channel, Sender};
+use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Incoming;
-use hyper::{HeaderMap, Request as HttpRequest, Response, StatusCode, header};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::{AsyncRead, AsyncWrite};
+use hyper::upgrade::Upgraded;
+use hyper::{Request as HttpRequest, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_rustls::rustls::Error as TlsError;
 use tokio_rustls::rustls::pki_types::ServerName;
 
-use super::{Address, LARGEST, Request, framed};
+use super::{Address, PROTOCOL, Request, Splitter, Subscription, framed};
 use crate::store::Loss;
 
 /// A connection is made, and an answer begins, within this time.
 const ANSWER: Duration = Duration::from_secs(5);
-/// What may come before it is read: a frame of the largest kind, and what follows it.
-const WINDOW: u32 = LARGEST as u32;
-/// Requests that wait for the connection to take them.
-const WAITING: usize = 1;
-/// How gRPC says that all is well, and that a token is no good.
-const OK: &str = "0";
-const UNAUTHENTICATED: &str = "16";
+/// A server takes a request within this time.
+const TAKES: Duration = Duration::from_secs(5);
+/// What is read at once.
+const PART: usize = 8 << 10;
+/// Of why it was refused, so many bytes are shown.
+const REASON: usize = 1024;
+/// A query is no longer: not every server would take it.
+const QUERY: usize = 8 << 10;
 
 /// Why there is no feed.
 pub(super) struct Failure {
@@ -43,9 +47,14 @@ impl Failure {
 
 /// A call that was answered. Dropping it ends it.
 pub(super) struct Call {
-    requests: Sender<Bytes>,
-    /// Where messages come in.
-    pub(super) body: Incoming,
+    carrier: Carrier,
+    splitter: Splitter,
+}
+
+enum Carrier {
+    Messages(TokioIo<Upgraded>),
+    /// Of an older server.
+    Body(Incoming),
 }
 
 impl Call {
@@ -76,18 +85,46 @@ impl Call {
         timeout(ANSWER, asked).await.map_err(late)?
     }
 
+    /// It has whatever it will have of its own accord, and nothing else can be asked for.
+    pub(super) fn is_deaf(&self) -> bool {
+        matches!(self.carrier, Carrier::Body(_))
+    }
+
     /// Asks for something else from here on.
     pub(super) async fn say(&mut self, request: &Request) -> Result<(), Failure> {
-        let bytes = framed(&request.encode()).into();
-        self.requests.send_data(bytes).await.map_err(|_| ended(None))
+        let Carrier::Messages(stream) = &mut self.carrier else { return Ok(()) };
+        let said = async {
+            stream.write_all(&framed(&request.encode())).await?;
+            stream.flush().await
+        };
+        let late = |_| Failure::new(Loss::Silent, format!("it takes nothing for {} s", TAKES.as_secs()));
+        timeout(TAKES, said).await.map_err(late)?.map_err(unreachable)
     }
-}
 
-/// Why a call ended that did not begin badly.
-pub(super) fn ended(trailers: Option<&HeaderMap>) -> Failure {
-    trailers
-        .and_then(refusal)
-        .unwrap_or_else(|| Failure::new(Loss::Unreachable, "the server ended the stream"))
+    /// Waits until more of it has come. May be dropped and called again.
+    pub(super) async fn more(&mut self) -> Result<(), Failure> {
+        let ended = || Failure::new(Loss::Unreachable, "the server ended the stream");
+        match &mut self.carrier {
+            Carrier::Messages(stream) => {
+                let mut part = Vec::with_capacity(PART);
+                match stream.read_buf(&mut part).await.map_err(unreachable)? {
+                    0 => return Err(ended()),
+                    _ => self.splitter.push(&part),
+                }
+            }
+            Carrier::Body(body) => {
+                let part = body.frame().await.ok_or_else(ended)?;
+                let part = part.map_err(|error| Failure::new(Loss::Unreachable, error))?;
+                self.splitter.push(part.data_ref().unwrap_or(&Bytes::new()));
+            }
+        }
+        Ok(())
+    }
+
+    /// The next frame of what has come, if it is there as a whole.
+    pub(super) fn frame(&mut self) -> Result<Option<&[u8]>, super::Error> {
+        self.splitter.frame()
+    }
 }
 
 fn unreachable(error: io::Error) -> Failure {
@@ -113,41 +150,71 @@ async fn ask<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     request: &Request,
     token: Option<&str>,
 ) -> Result<Call, Failure> {
-    let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
-    builder.initial_stream_window_size(WINDOW).initial_connection_window_size(WINDOW);
-    let connected = builder.handshake(TokioIo::new(stream)).await;
+    let connected = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = connected.map_err(|error| failed(&error))?;
-    // Ends with the call.
-    tokio::spawn(connection);
-    let (mut requests, body) = Channel::<Bytes>::new(WAITING);
-    let message = framed(&request.encode()).into();
-    requests.send_data(message).await.map_err(|_| ended(None))?;
-    let head = HttpRequest::post("http://localhost/remora.Feed/Watch")
-        .header(header::CONTENT_TYPE, "application/grpc")
-        .header(header::TE, "trailers");
+    // Ends with the answer, or when that is dropped.
+    tokio::spawn(connection.with_upgrades());
+    let head = HttpRequest::get(path(request))
+        .header(header::HOST, "localhost")
+        .header(header::CONNECTION, "upgrade")
+        .header(header::UPGRADE, PROTOCOL);
     let head = match token {
         Some(token) => head.header(header::AUTHORIZATION, format!("Bearer {token}")),
         None => head,
     };
-    let head = head.body(body).map_err(|error| failed(&error))?;
+    let head = head.body(Empty::<Bytes>::new()).map_err(|error| failed(&error))?;
     let response = sender.send_request(head).await.map_err(|error| failed(&error))?;
-    judge(&response)?;
-    Ok(Call { requests, body: response.into_body() })
-}
-
-/// The first words of an answer.
-fn judge(response: &Response<Incoming>) -> Result<(), Failure> {
-    if response.status() != StatusCode::OK {
-        return Err(failed(&format!("the server answers {}", response.status())));
+    match response.status() {
+        StatusCode::SWITCHING_PROTOCOLS => {
+            let upgraded = hyper::upgrade::on(response).await.map_err(|error| failed(&error))?;
+            let carrier = Carrier::Messages(TokioIo::new(upgraded));
+            let mut call = Call { carrier, splitter: Splitter::of_messages() };
+            call.say(request).await?;
+            Ok(call)
+        }
+        StatusCode::OK => {
+            Ok(Call { carrier: Carrier::Body(response.into_body()), splitter: Splitter::default() })
+        }
+        status @ (StatusCode::UNAUTHORIZED | StatusCode::SERVICE_UNAVAILABLE) => {
+            let said = Limited::new(response.into_body(), REASON).collect().await;
+            let said = said.map(|body| String::from_utf8_lossy(&body.to_bytes()).trim().to_owned());
+            let is_refused = status == StatusCode::UNAUTHORIZED;
+            let loss = if is_refused { Loss::Unauthorized } else { Loss::Failed };
+            Err(Failure::new(loss, format!("the server says: {}", said.unwrap_or_default())))
+        }
+        status => Err(failed(&format!("the server answers {status}"))),
     }
-    refusal(response.headers()).map_or(Ok(()), Err)
 }
 
-/// What headers or trailers say, if it is that a call failed.
-fn refusal(headers: &HeaderMap) -> Option<Failure> {
-    let text = |name| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
-    let status = text("grpc-status").filter(|status| status != OK)?;
-    let loss = if status == UNAUTHENTICATED { Loss::Unauthorized } else { Loss::Failed };
-    let said = text("grpc-message").unwrap_or_else(|| format!("gRPC status {status}"));
-    Some(Failure::new(loss, format!("the server says: {said}")))
+/// What is asked for, with what an older server is to tell: everything to who may ask for more. Names need no escaping:
+/// the API has none that do.
+fn path(request: &Request) -> String {
+    let words: Vec<String> = match &request.subscription {
+        Subscription::Some { namespaces, services } if request.number == 0 => {
+            let namespaces = namespaces.iter().map(|name| format!("namespace={name}"));
+            namespaces.chain(services.iter().map(|name| format!("service={name}"))).collect()
+        }
+        _ => Vec::new(),
+    };
+    let query = words.join("&");
+    if query.is_empty() || query.len() > QUERY { "/v1/feed".to_owned() } else { format!("/v1/feed?{query}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use selection::ServiceName;
+
+    #[test]
+    fn an_older_server_is_asked_by_words_and_for_everything_if_more_may_be_wanted() {
+        let services = |count: usize| {
+            Subscription::services((0..count).map(|n| ServiceName::new("a", format!("service-{n}"))))
+        };
+        assert_eq!(path(&Subscription::All.into()), "/v1/feed");
+        let namespaces = Subscription::namespaces(["a".into(), "b".into()]);
+        assert_eq!(path(&namespaces.into()), "/v1/feed?namespace=a&namespace=b");
+        assert_eq!(path(&services(1).into()), "/v1/feed?service=a/service-0");
+        assert_eq!(path(&services(1_000).into()), "/v1/feed");
+        assert_eq!(path(&Request { number: 1, ..services(1).into() }), "/v1/feed");
+    }
 }

@@ -5,14 +5,12 @@
 use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http_body_util::BodyExt;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
-use super::call::{Call, Failure, ended};
-use super::{Address, Decoder, Error, Request, SILENCE, Splitter, Subscription};
+use super::call::{Call, Failure};
+use super::{Address, Decoder, Error, Request, SILENCE};
 use crate::store::{Event, Loss, Stream};
 use crate::watch::Events;
 
@@ -90,13 +88,15 @@ impl Following<'_> {
         let request = requests.borrow_and_update().clone();
         let mut call = Call::open(self.address, &request, token.as_deref()).await?;
         let mut looked = Instant::now();
-        let mut splitter = Splitter::of_messages();
         let mut answers = Answers { wanted: request.number, ..Answers::default() };
+        if call.is_deaf() {
+            answers.whole = Whole::Asked;
+        }
         let mut decoder = Decoder::new(self.streams.to_vec());
         let mut may_change = true;
         loop {
-            let part = tokio::select! {
-                part = timeout(SILENCE, call.body.frame()) => part,
+            let more = tokio::select! {
+                more = timeout(SILENCE, call.more()) => more,
                 changed = requests.changed(), if may_change => {
                     may_change = changed.is_ok();
                     let request = requests.borrow_and_update().clone();
@@ -108,8 +108,7 @@ impl Following<'_> {
                 }
             };
             let silent = |_| Failure::new(Loss::Silent, format!("nothing heard for {} s", SILENCE.as_secs()));
-            let part = part.map_err(silent)?.ok_or_else(|| ended(None))?;
-            let part = part.map_err(|error| Failure::new(Loss::Unreachable, error))?;
+            more.map_err(silent)??;
             if token.is_some() && looked.elapsed() >= TOKEN_EVERY {
                 looked = Instant::now();
                 // One that cannot be read is half written; the old one is good for a while.
@@ -117,15 +116,8 @@ impl Following<'_> {
                     return Ok(Renewed);
                 }
             }
-            if let Some(trailers) = part.trailers_ref() {
-                return Err(ended(Some(trailers)));
-            }
-            splitter.push(part.data_ref().unwrap_or(&Bytes::new()));
-            while let Some(frame) = splitter.frame()? {
+            while let Some(frame) = call.frame()? {
                 self.frame(frame, &mut decoder, &mut answers).await?;
-            }
-            if answers.is_to_ask_for_all() {
-                call.say(&Subscription::All.into()).await?;
             }
         }
     }
@@ -172,8 +164,8 @@ impl Following<'_> {
 /// Which requests of a stream have been answered.
 ///
 /// ```text
-/// a server that tells numbers:   asked ──number──▶ begun ──complete──▶ given
-/// one that does not know them:   asked ──complete──▶ everything is asked for ──complete──▶ given, like all to come
+/// a server that hears requests:   asked ──number──▶ begun ──complete──▶ given
+/// one that tells everything:      asked ──complete──▶ given, like all to come
 /// ```
 #[derive(Debug, Default)]
 struct Answers {
@@ -183,17 +175,14 @@ struct Answers {
     begun: Option<u64>,
     /// It is complete, and that has not been told yet.
     given: Option<u64>,
-    /// The server tells numbers.
-    is_told: bool,
     whole: Whole,
 }
 
-/// Whether everything is read, from a server that tells no numbers.
+/// Whether everything is read, from a server that hears no requests.
 #[derive(Debug, Default, PartialEq, Eq)]
 enum Whole {
     #[default]
     No,
-    ToBeAsked,
     Asked,
     Read,
 }
@@ -210,31 +199,18 @@ impl Answers {
 
     /// A frame says that the answer to `begins` begins, or that a transaction is `complete`.
     fn read(&mut self, begins: Option<u64>, complete: bool) {
-        self.is_told |= begins.is_some();
         self.begun = begins.or(self.begun);
         if !complete || self.wanted == 0 {
             return;
         }
-        match (&self.whole, self.begun.take()) {
-            (_, Some(number)) => self.given = Some(number),
-            // A change, of a server that told a number before.
-            (Whole::No, None) if self.is_told => {}
-            (Whole::No, None) => self.whole = Whole::ToBeAsked,
-            (Whole::Asked, None) => {
+        match self.whole {
+            Whole::No => self.given = self.begun.take().or(self.given),
+            Whole::Asked => {
                 self.whole = Whole::Read;
                 self.given = Some(self.wanted);
             }
-            (Whole::ToBeAsked | Whole::Read, None) => {}
+            Whole::Read => {}
         }
-    }
-
-    /// Everything is to be asked for, and this says so once.
-    fn is_to_ask_for_all(&mut self) -> bool {
-        let is_to = self.whole == Whole::ToBeAsked;
-        if is_to {
-            self.whole = Whole::Asked;
-        }
-        is_to
     }
 }
 
@@ -256,21 +232,17 @@ mod tests {
         answers.read(Some(3), false);
         assert_eq!(answers.given, None);
         answers.read(None, true);
-        assert_eq!((answers.given.take(), answers.is_to_ask_for_all()), (Some(3), false));
+        assert_eq!(answers.given.take(), Some(3));
         answers.read(None, true);
-        assert_eq!((answers.given, answers.is_to_ask_for_all()), (None, false), "only a change");
+        assert_eq!(answers.given, None, "only a change");
         assert!(answers.asks(4));
     }
 
     #[test]
-    fn a_server_that_tells_no_numbers_is_asked_for_everything() {
-        let mut answers = Answers { wanted: 3, ..Answers::default() };
-        answers.read(None, true);
-        assert_eq!(
-            (answers.given, answers.is_to_ask_for_all(), answers.is_to_ask_for_all()),
-            (None, true, false)
-        );
+    fn a_server_that_tells_everything_has_answered_whatever_is_asked() {
+        let mut answers = Answers { wanted: 3, whole: Whole::Asked, ..Answers::default() };
         assert!(!answers.asks(4));
+        assert_eq!(answers.given, None);
         answers.read(None, true);
         assert_eq!(answers.given.take(), Some(4));
         assert!(!answers.asks(5));
@@ -281,6 +253,6 @@ mod tests {
     fn who_wants_no_numbers_hears_none() {
         let mut answers = Answers::default();
         answers.read(None, true);
-        assert_eq!((answers.given, answers.is_to_ask_for_all()), (None, false));
+        assert_eq!(answers.given, None);
     }
 }

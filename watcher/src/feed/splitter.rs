@@ -1,6 +1,6 @@
 //! Frames in a stream of bytes: each follows its length, and in a gRPC stream that follows a byte, which is 0 as nothing
-//! is compressed. In: bytes as they come. Out: whole frames. Never keeps more
-//! than one frame and what came with it.
+//! is compressed. In: bytes as they come. Out: whole frames. Never keeps more than one frame and what came with it, and
+//! nothing in between.
 
 use super::{Error, LARGEST};
 
@@ -46,6 +46,10 @@ impl Splitter {
     /// # Errors
     /// If a frame is announced that is larger than any, or compressed; the stream is of no use from there on.
     pub fn frame(&mut self) -> Result<Option<&[u8]>, Error> {
+        if self.at == self.bytes.len() {
+            // Snapshots are large, and changes are far apart.
+            (self.bytes, self.at) = (Vec::new(), 0);
+        }
         let left = self.bytes.get(self.at..).and_then(|left| left.split_at_checked(self.flags));
         let Some((flags, left)) = left else { return Ok(None) };
         if flags.iter().any(|flag| *flag != 0) {
