@@ -9,11 +9,12 @@ mod counts;
 mod lent;
 mod message;
 mod place;
+mod query;
+mod stranger;
 mod tokens;
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -26,7 +27,6 @@ use hyper::header::{
 use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use selection::ServiceName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -43,6 +43,8 @@ pub use counts::{Counts, Reset};
 use lent::lend;
 use message::{Messages, Status};
 pub use place::{Error, Listener, bind};
+use query::{INDEX, subscription};
+use stranger::{Stranger, Strangers};
 pub use tokens::{Refused, Tokens};
 
 /// Readers at once; one more is turned away.
@@ -55,8 +57,6 @@ const STREAMS: u32 = 256;
 const HEADERS_WITHIN: Duration = Duration::from_secs(5);
 /// For a handshake.
 const SHAKES_WITHIN: Duration = Duration::from_secs(5);
-/// A connection on which nobody has shown a good token is let go after this time.
-const SHOWS_WITHIN: Duration = Duration::from_secs(30);
 /// A reader on a gRPC stream says within this time what it wants.
 const SAYS_WITHIN: Duration = Duration::from_secs(30);
 /// A reader that takes nothing for so long is let go.
@@ -140,18 +140,21 @@ impl Feed {
     /// If the runtime has no place for the listener.
     pub async fn serve(self, listener: Listener) -> std::io::Result<Infallible> {
         let listener = listener.listen()?;
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let (places, strangers) = (Arc::new(Semaphore::new(CONNECTIONS)), Strangers::default());
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { continue };
+            let mut stranger = strangers.place().await;
             match listener.accept().await {
                 Ok(place::Stream::Tcp(stream)) => {
                     // A change is one small packet, and shall not wait for another.
                     let _ = stream.set_nodelay(true);
-                    tokio::spawn(self.clone().admit(stream, place));
+                    stranger.arrives();
+                    tokio::spawn(self.clone().admit(stream, stranger, place));
                 }
                 Ok(place::Stream::Unix(stream)) => {
                     let feed = Self { door: None, ..self.clone() };
-                    tokio::spawn(feed.converse(stream, place));
+                    stranger.arrives();
+                    tokio::spawn(feed.converse(stream, stranger, place));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot take a reader of the feed; trying again");
@@ -162,10 +165,16 @@ impl Feed {
     }
 
     /// Lets in what came by TCP.
-    async fn admit(self, stream: tokio::net::TcpStream, place: OwnedSemaphorePermit) {
-        let Some(door) = self.door.clone() else { return self.converse(stream, place).await };
-        match timeout(SHAKES_WITHIN, door.tls.accept(stream)).await {
-            Ok(Ok(stream)) => self.converse(stream, place).await,
+    async fn admit(self, stream: tokio::net::TcpStream, stranger: Stranger, place: OwnedSemaphorePermit) {
+        let Some(door) = self.door.clone() else { return self.converse(stream, stranger, place).await };
+        let shaken = Box::pin(timeout(SHAKES_WITHIN, door.tls.accept(stream)));
+        let shaken = tokio::select! {
+            shaken = shaken => shaken,
+            () = stranger.outstays() => return self.counts.reset(Reset::Stranger),
+        };
+        match shaken {
+            // On the heap: what a task has on its stack, each function that it is handed on to has again.
+            Ok(Ok(stream)) => self.converse(Box::new(stream), stranger, place).await,
             Ok(Err(error)) => tracing::debug!(%error, "a handshake of the feed went wrong"),
             Err(_) => {}
         }
@@ -174,11 +183,12 @@ impl Feed {
     async fn converse(
         self,
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        stranger: Stranger,
         place: OwnedSemaphorePermit,
     ) {
         let (owner, lent) = lend(stream);
         // On the heap while it lasts: what is left of it afterwards is what a reader costs.
-        let asked = Box::pin(self.clone().serve_http(lent)).await;
+        let asked = Box::pin(self.clone().serve_http(lent, stranger)).await;
         if let Some(Asked { how, until, place: _reader }) = asked
             && let Some(stream) = owner.take_back()
         {
@@ -207,13 +217,17 @@ impl Feed {
     }
 
     /// Serves HTTP until the connection ends, or has asked for the feed in such a way that it is of no more use for HTTP.
-    async fn serve_http(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Option<Asked> {
-        let is_known = Arc::new(AtomicBool::new(self.door.is_none()));
-        let known = Arc::clone(&is_known);
+    async fn serve_http(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        stranger: Stranger,
+    ) -> Option<Asked> {
+        let stranger = Arc::new(stranger);
+        let (counts, met) = (self.counts(), Arc::clone(&stranger));
         let (ask, mut asked) = mpsc::channel(1);
         let service = hyper::service::service_fn(move |request| {
-            let (feed, known, ask) = (self.clone(), Arc::clone(&known), ask.clone());
-            async move { Ok::<_, Infallible>(feed.answer(request, &known, &ask).await) }
+            let (feed, stranger, ask) = (self.clone(), Arc::clone(&met), ask.clone());
+            async move { Ok::<_, Infallible>(feed.answer(request, &stranger, &ask).await) }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder
@@ -228,20 +242,16 @@ impl Feed {
             .keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_EVERY)
             .max_concurrent_streams(STREAMS);
-        let mut served = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
-        let served = async {
-            match timeout(SHOWS_WITHIN, &mut served).await {
-                Ok(served) => served,
-                Err(_) if is_known.load(Relaxed) => served.await,
-                Err(_) => Ok(()),
-            }
-        };
         tokio::select! {
             Some(asked) = asked.recv() => Some(asked),
-            served = served => {
+            served = builder.serve_connection(TokioIo::new(stream), service) => {
                 if let Err(error) = served {
                     tracing::debug!(error, "a reader of the feed went wrong");
                 }
+                None
+            }
+            () = stranger.outstays() => {
+                counts.reset(Reset::Stranger);
                 None
             }
         }
@@ -251,11 +261,15 @@ impl Feed {
     async fn answer(
         self,
         request: Request<Incoming>,
-        is_known: &AtomicBool,
+        stranger: &Stranger,
         ask: &mpsc::Sender<Asked>,
     ) -> Response<Body> {
+        if self.door.is_none() {
+            // Who reaches it may read it.
+            stranger.is_known();
+        }
         if is_grpc(&request) {
-            return match self.judge(&request, is_known).await {
+            return match self.judge(&request, stranger).await {
                 Ok(until) => self.stream(request, until),
                 Err(Refused::Unknown) => ends(Status::UNAVAILABLE),
                 Err(_) => ends(Status::UNAUTHENTICATED),
@@ -280,7 +294,7 @@ impl Feed {
             (_, "/v1/feed") => return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is understood here"),
             _ => return text(StatusCode::NOT_FOUND, INDEX),
         }
-        let until = match self.judge(&request, is_known).await {
+        let until = match self.judge(&request, stranger).await {
             Ok(until) => until,
             Err(refused) => return refusal(refused),
         };
@@ -316,12 +330,12 @@ impl Feed {
     async fn judge(
         &self,
         request: &Request<Incoming>,
-        is_known: &AtomicBool,
+        stranger: &Stranger,
     ) -> Result<Option<Instant>, Refused> {
         let Some(door) = &self.door else { return Ok(None) };
         match door.tokens.judge(request.headers().get(AUTHORIZATION)).await {
             Ok(until) => {
-                is_known.store(true, Relaxed);
+                stranger.is_known();
                 // By a clock that nobody sets.
                 Ok(Some(Instant::now() + until.duration_since(SystemTime::now()).unwrap_or_default()))
             }
@@ -453,30 +467,6 @@ fn ends(status: Status) -> Response<Body> {
     response
 }
 
-fn subscription(query: &str) -> Result<Subscription, String> {
-    let (mut namespaces, mut services) = (Vec::new(), Vec::new());
-    for (word, value) in form_urlencoded::parse(query.as_bytes()) {
-        match (&*word, value.split_once('/')) {
-            ("namespace", None) if !value.is_empty() => namespaces.push(value.into()),
-            ("service", Some((namespace, name))) if !namespace.is_empty() && !name.is_empty() => {
-                services.push(ServiceName::new(namespace, name));
-            }
-            _ => return Err(format!("{word}={value} is not understood; {INDEX}")),
-        }
-    }
-    Ok(if namespaces.is_empty() && services.is_empty() {
-        Subscription::All
-    } else {
-        Subscription::Some {
-            namespaces: namespaces.into_iter().collect(),
-            services: services.into_iter().collect(),
-        }
-    })
-}
-
-const INDEX: &str =
-    "GET /v1/feed[?namespace=NAMESPACE][&service=NAMESPACE/NAME], or call remora.Feed/Watch by gRPC";
-
 fn text(status: StatusCode, sentence: &str) -> Response<Body> {
     let mut response = Response::new(Either::Left(Full::from(format!("{sentence}\n"))));
     *response.status_mut() = status;
@@ -486,21 +476,3 @@ fn text(status: StatusCode, sentence: &str) -> Response<Body> {
 
 /// The headers that end a gRPC call.
 type Ending = (HeaderName, HeaderValue);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_query_names_namespaces_and_services_or_everything() {
-        assert_eq!(subscription(""), Ok(Subscription::All));
-        let both = Subscription::Some {
-            namespaces: ["shop".into()].into(),
-            services: [ServiceName::new("bank", "web")].into(),
-        };
-        assert_eq!(subscription("namespace=shop&service=bank%2Fweb"), Ok(both));
-        for wrong in ["namespace=", "namespace=a/b", "service=web", "service=/web", "other=1"] {
-            assert!(subscription(wrong).is_err(), "{wrong}");
-        }
-    }
-}

@@ -27,11 +27,14 @@ pub enum Reset {
     Malformed,
     /// There were too many, and it was turned away.
     Limit,
+    /// It did not show in time who it is, and was let go.
+    Stranger,
 }
 
 impl Reset {
     /// Every reason.
-    pub const ALL: [Self; 4] = [Self::FellBehind, Self::Stalled, Self::Malformed, Self::Limit];
+    pub const ALL: [Self; 5] =
+        [Self::FellBehind, Self::Stalled, Self::Malformed, Self::Limit, Self::Stranger];
 
     /// A stable word, also the metric label.
     pub fn label(self) -> &'static str {
@@ -40,6 +43,7 @@ impl Reset {
             Self::Stalled => "stalled",
             Self::Malformed => "malformed",
             Self::Limit => "limit",
+            Self::Stranger => "stranger",
         }
     }
 }

@@ -10,6 +10,9 @@ use watcher::feed::{Address, Trust};
 use crate::handover::Inherited;
 use crate::http;
 
+/// Connections that may wait in the kernel: after a restart all readers come at once.
+const WAITING: i32 = 4096;
+
 /// A listening socket that takes no connections yet.
 #[derive(Debug)]
 pub enum Listener {
@@ -115,7 +118,11 @@ impl Listener {
     /// Takes connections, on the runtime around it.
     pub(super) fn listen(self) -> io::Result<Accepting> {
         Ok(match self {
-            Self::Tcp(listener) | Self::Tls(listener) => Accepting::Tcp(TcpListener::from_std(listener)?),
+            Self::Tcp(listener) | Self::Tls(listener) => {
+                // It listens already, with a place for 128.
+                rustix::net::listen(&listener, WAITING)?;
+                Accepting::Tcp(TcpListener::from_std(listener)?)
+            }
             Self::Unix(listener, _) => Accepting::Unix(UnixListener::from_std(listener)?),
         })
     }

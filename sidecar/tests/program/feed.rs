@@ -440,6 +440,30 @@ fn a_server_that_stops_in_mid_stream_is_given_up_and_found_again() {
 }
 
 #[test]
+fn who_connects_and_says_nothing_keeps_no_reader_out() {
+    let hub = hub(&demo(), "127.0.0.1:0");
+    let at = address(&hub);
+    let of = |name: &str| exposition::read(&hub.health("/metrics").1)[name];
+    let early = TcpStream::connect(at).unwrap();
+    write!(&early, "GET /v1/feed HTTP/1.0\r\n\r\n").unwrap();
+    until("a reader is there", || match of("remora_feed_readers") {
+        1.0 => Ok(()),
+        readers => Err(format!("{readers} readers")),
+    });
+    // As many as are let in at once, and some that wait.
+    let strangers: Vec<_> = (0..300).map(|_| TcpStream::connect(at).unwrap()).collect();
+    mirror(at, "", synced);
+    until("strangers are let go", || match of("remora_feed_resets_total{reason=\"stranger\"}") {
+        let_go if let_go >= 1.0 => Ok(()),
+        let_go => Err(format!("{let_go} were")),
+    });
+    assert!(of("remora_feed_readers") >= 1.0, "who is known stays");
+    drop(strangers);
+    // Those who are left are no hindrance.
+    mirror(at, "", synced);
+}
+
+#[test]
 fn nobody_but_this_machine_is_served_or_believed() {
     let refused = |arguments: &[&str]| {
         let output = run(arguments);
