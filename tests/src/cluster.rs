@@ -201,6 +201,11 @@ impl Cluster {
         self.world.folder().join("ca.crt")
     }
 
+    /// What the API server signs tokens with.
+    pub fn accounts_key(&self) -> PathBuf {
+        self.world.folder().join("accounts.key")
+    }
+
     /// The kubeconfig of who may do everything.
     pub fn administrator(&self) -> PathBuf {
         self.world.folder().join("admin.kubeconfig")

@@ -39,6 +39,7 @@ pub mod sameness;
 pub mod scale;
 pub mod shop;
 pub mod site;
+pub mod tls_hub;
 pub mod tools;
 pub mod wait;
 pub mod world;
