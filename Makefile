@@ -45,12 +45,15 @@ lint: ## Check formatting, clippy, the laws of the crates, the wasm builds.
 
 bench: ## Measure picks, changes, the feed, names, the relay and Envoy beside their peers; what capture, admission and readers cost.
 	@.ci/prerequisites test
+	@.ci/prerequisites image
 	@tests/tools
 	@sidecar/benches/peers
+	@sidecar/image >/dev/null
 	@cargo build --release --locked -p sidecar --bin remora
 	@missed=0; for bench in 'selection --bench pick' 'watcher --bench store' 'watcher --bench feed' \
 		'sidecar --bench dns' 'sidecar --bench node' 'sidecar --bench relay' 'sidecar --bench relay -- capture' \
-		'sidecar --bench admission' 'tests --bench hub' 'tests --bench envoy' 'tests --bench envoy_feed'; do \
+		'sidecar --bench admission' 'tests --bench hub' 'tests --bench demand' 'tests --bench envoy' \
+		'tests --bench envoy_feed'; do \
 		cargo bench --locked -p $$bench || missed=1; done; exit $$missed
 
 fmt: ## Format the code.

@@ -60,7 +60,12 @@ fn state(host: &Host) -> String {
     ask.map(|words| {
         let output = host.command(words[0]).args(&words[1..]).output().expect("nft and ip");
         assert!(output.status.success(), "{words:?}");
-        String::from_utf8(output.stdout).expect("text")
+        let text = String::from_utf8(output.stdout).expect("text");
+        // The kernel's own address on a link is there once it has found out that nobody else has it.
+        text.lines()
+            .filter(|line| !line.contains("fe80::"))
+            .map(|line| format!("{line}\n"))
+            .collect::<String>()
     })
     .concat()
 }
