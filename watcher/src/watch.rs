@@ -366,9 +366,14 @@ impl Control {
         }
     }
 
-    /// Gathers more events until the last table is old enough. Before the first table nothing hurries.
+    /// Gathers more events until the last table is old enough. Before the first table nothing hurries; somebody waits for
+    /// an answer.
     async fn pause(&mut self, batch: &mut Vec<(Instant, Event)>) {
         let Some(published) = self.published else { return };
+        #[cfg(feature = "feed")]
+        if batch.iter().any(|(_, event)| matches!(event, Event::Answers(_))) {
+            return;
+        }
         let due = tokio::time::Instant::from_std(published + PUBLISH_EVERY);
         while batch.len() < 8 * QUEUE {
             match tokio::time::timeout_at(due, self.events.recv_many(batch, QUEUE)).await {
