@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use hyper::StatusCode;
 use selection::story::{Connection, Moment, Story};
-use selection::{Here, Millis, Protocol, Seed, ServiceName};
+use selection::{Millis, Protocol, Seed, ServiceName};
 use serde::Serialize;
 use watcher::Watch;
 
@@ -30,8 +30,6 @@ pub struct Admin {
     pub listens: Vec<(Listen, StandIn)>,
     /// Where Services come from, as the flag says it.
     pub source: String,
-    /// Where this process runs.
-    pub here: Here,
     /// What draws are made from.
     pub secret: Secret,
     /// Where the times in tallies begin.
@@ -193,8 +191,8 @@ impl Admin {
         let page = StatusPage {
             version: env!("CARGO_PKG_VERSION"),
             source: &self.source,
-            node: self.here.node.as_deref(),
-            zone: self.here.zone.as_deref(),
+            node: status.here.node.as_deref(),
+            zone: status.here.zone.as_deref(),
             listeners: self.listens.iter().map(listener).collect(),
             connections: self.traffic.active(),
             table: TableLine {

@@ -372,10 +372,11 @@ pub struct CheckArguments {
 /// Where this process runs.
 #[derive(Debug, Args)]
 pub struct PlaceArguments {
-    /// The node that this runs on; unknown if empty, and then no endpoint is local
+    /// The node that this runs on; if empty, that of our token's Pod, as a hub that judges tokens says; without one no
+    /// endpoint is local
     #[arg(long, env = "REMORA_NODE", default_value = "", value_name = "NAME", hide_default_value = true)]
     pub node: String,
-    /// The zone that this runs in; read from the node's labels if empty and the source is kube
+    /// The zone that this runs in; if empty, that of the node, from its labels, if the source is kube, or as the hub says
     #[arg(long, env = "REMORA_ZONE", default_value = "", value_name = "NAME", hide_default_value = true)]
     pub zone: String,
 }

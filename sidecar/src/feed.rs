@@ -12,6 +12,7 @@ mod place;
 mod query;
 mod stranger;
 mod tokens;
+mod zones;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -27,12 +28,13 @@ use hyper::header::{
 use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use selection::Here;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use watcher::Watch;
-use watcher::feed::{PROTOCOL, Request as Wanted, Subscription, Teller, Told};
+use watcher::feed::{self, PROTOCOL, Request as Wanted, Subscription, Teller, Told};
 
 use crate::http;
 
@@ -45,7 +47,9 @@ use message::{Messages, Status};
 pub use place::{Error, Listener, bind};
 use query::{INDEX, subscription};
 use stranger::{Stranger, Strangers};
+use tokens::Bearer;
 pub use tokens::{Refused, Tokens};
+pub use zones::Zones;
 
 /// Readers at once; one more is turned away.
 const READERS: usize = 16 << 10;
@@ -79,6 +83,8 @@ pub struct Door {
     pub tls: TlsAcceptor,
     /// Who judges what they show.
     pub tokens: Arc<Tokens>,
+    /// Who knows where they are.
+    pub zones: Arc<Zones>,
 }
 
 impl std::fmt::Debug for Door {
@@ -108,11 +114,19 @@ enum How {
 
 type Body = Either<Full<Bytes>, Channel<Bytes>>;
 
+/// What is known of a reader.
+#[derive(Clone, Debug, Default)]
+struct Guest {
+    /// Until when it may read; for ever, without a door.
+    until: Option<Instant>,
+    /// Where it is, if its token says.
+    here: Here,
+}
+
 /// A reader whose connection carries nothing but the feed from here on.
 struct Asked {
     how: How,
-    /// Until when it may read.
-    until: Option<Instant>,
+    guest: Guest,
     /// Its place among the readers.
     place: OwnedSemaphorePermit,
 }
@@ -189,26 +203,26 @@ impl Feed {
         let (owner, lent) = lend(stream);
         // On the heap while it lasts: what is left of it afterwards is what a reader costs.
         let asked = Box::pin(self.clone().serve_http(lent, stranger)).await;
-        if let Some(Asked { how, until, place: _reader }) = asked
+        if let Some(Asked { how, guest, place: _reader }) = asked
             && let Some(stream) = owner.take_back()
         {
-            self.carry(stream, how, until).await;
+            self.carry(stream, how, guest).await;
         }
         drop(place);
     }
 
     /// Tells a reader whose connection carries nothing else.
-    async fn carry(&self, stream: impl AsyncRead + AsyncWrite + Unpin, how: How, until: Option<Instant>) {
+    async fn carry(&self, stream: impl AsyncRead + AsyncWrite + Unpin, how: How, guest: Guest) {
         match how {
             How::Plain(version, subscription) => {
                 if let Ok(Ok(plain)) = timeout(TAKES_WITHIN, Plain::begin(stream, version)).await {
-                    self.tell(plain, subscription, until).await;
+                    self.tell(plain, subscription, guest).await;
                 }
             }
             How::Talk => {
                 let Ok(Ok(mut talk)) = timeout(TAKES_WITHIN, Talk::begin(stream)).await else { return };
                 match timeout(SAYS_WITHIN, talk.heard()).await {
-                    Ok(Ok(wanted)) => self.tell(talk, wanted, until).await,
+                    Ok(Ok(wanted)) => self.tell(talk, wanted, guest).await,
                     Ok(Err(End::With(status))) => self.end(talk, status).await,
                     Ok(Err(End::Gone)) | Err(_) => {}
                 }
@@ -270,7 +284,7 @@ impl Feed {
         }
         if is_grpc(&request) {
             return match self.judge(&request, stranger).await {
-                Ok(until) => self.stream(request, until),
+                Ok(guest) => self.stream(request, guest),
                 Err(Refused::Unknown) => ends(Status::UNAVAILABLE),
                 Err(_) => ends(Status::UNAUTHENTICATED),
             };
@@ -294,8 +308,8 @@ impl Feed {
             (_, "/v1/feed") => return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is understood here"),
             _ => return text(StatusCode::NOT_FOUND, INDEX),
         }
-        let until = match self.judge(&request, stranger).await {
-            Ok(until) => until,
+        let guest = match self.judge(&request, stranger).await {
+            Ok(guest) => guest,
             Err(refused) => return refusal(refused),
         };
         let is_talk = request.headers().get(UPGRADE).is_some_and(|to| to.as_bytes() == PROTOCOL.as_bytes());
@@ -310,13 +324,13 @@ impl Feed {
         let version = request.version();
         if version != Version::HTTP_2 {
             let how = if is_talk { How::Talk } else { How::Plain(version, subscription) };
-            let _ = ask.send(Asked { how, until, place: reader }).await;
+            let _ = ask.send(Asked { how, guest, place: reader }).await;
             // Whoever hears it lets go of this.
             return std::future::pending().await;
         }
         let (body, channel) = Channel::new(WAITING);
         tokio::spawn(async move {
-            self.tell(carrier::Body(body), subscription, until).await;
+            self.tell(carrier::Body(body), subscription, guest).await;
             drop(reader);
         });
         let mut response = Response::new(Either::Right(channel));
@@ -326,18 +340,19 @@ impl Feed {
         response
     }
 
-    /// Until when whoever asks may read; for ever, without a door.
-    async fn judge(
-        &self,
-        request: &Request<Incoming>,
-        stranger: &Stranger,
-    ) -> Result<Option<Instant>, Refused> {
-        let Some(door) = &self.door else { return Ok(None) };
+    /// Who asks.
+    async fn judge(&self, request: &Request<Incoming>, stranger: &Stranger) -> Result<Guest, Refused> {
+        let Some(door) = &self.door else { return Ok(Guest::default()) };
         match door.tokens.judge(request.headers().get(AUTHORIZATION)).await {
-            Ok(until) => {
+            Ok(Bearer { until, node }) => {
                 stranger.is_known();
+                let zone = match &node {
+                    Some(node) => door.zones.of(node).await,
+                    None => None,
+                };
                 // By a clock that nobody sets.
-                Ok(Some(Instant::now() + until.duration_since(SystemTime::now()).unwrap_or_default()))
+                let until = Instant::now() + until.duration_since(SystemTime::now()).unwrap_or_default();
+                Ok(Guest { until: Some(until), here: Here { node, zone } })
             }
             Err(refused) => {
                 self.counts.refused(refused);
@@ -346,7 +361,7 @@ impl Feed {
         }
     }
 
-    fn stream(self, request: Request<Incoming>, until: Option<Instant>) -> Response<Body> {
+    fn stream(self, request: Request<Incoming>, guest: Guest) -> Response<Body> {
         if request.uri().path() != WATCH {
             return ends(Status::UNIMPLEMENTED);
         }
@@ -360,7 +375,7 @@ impl Feed {
             let first = timeout(SAYS_WITHIN, messages.next()).await;
             let call = Call { body, messages: Some(messages) };
             match first {
-                Ok(Ok(Some(wanted))) => self.tell(call, wanted, until).await,
+                Ok(Ok(Some(wanted))) => self.tell(call, wanted, guest).await,
                 Ok(Ok(None)) => call.end(Status::OK).await,
                 Ok(Err(status)) => self.end(call, status).await,
                 Err(_) => call.end(Status::LATE).await,
@@ -371,10 +386,10 @@ impl Feed {
     }
 
     /// Tells one reader until it is gone, or one of us has had enough.
-    async fn tell<C: Carrier>(&self, mut carrier: C, wanted: impl Into<Wanted>, until: Option<Instant>) {
+    async fn tell<C: Carrier>(&self, mut carrier: C, wanted: impl Into<Wanted>, guest: Guest) {
         let _counted = self.counts.reader();
         let mut teller = Teller::new(self.watch.clone(), wanted);
-        match self.tell_on(&mut carrier, &mut teller, until).await {
+        match self.tell_on(&mut carrier, &mut teller, guest).await {
             End::Gone => {}
             End::With(status) => self.end(carrier, status).await,
         }
@@ -388,18 +403,23 @@ impl Feed {
         let _ = timeout(TAKES_WITHIN, carrier.end(status)).await;
     }
 
-    async fn tell_on<C: Carrier>(&self, carrier: &mut C, teller: &mut Teller, until: Option<Instant>) -> End {
+    async fn tell_on<C: Carrier>(&self, carrier: &mut C, teller: &mut Teller, guest: Guest) -> End {
+        let Guest { until, here } = guest;
+        let mut place = (here != Here::default()).then(|| Told::Frame(feed::here(&here).into()));
         loop {
-            let told = tokio::select! {
-                told = teller.next() => told,
-                heard = carrier.heard() => match heard {
-                    Ok(wanted) => {
-                        teller.subscribe(wanted);
-                        continue;
-                    }
-                    Err(end) => return end,
+            let told = match place.take() {
+                Some(place) => Some(place),
+                None => tokio::select! {
+                    told = teller.next() => told,
+                    heard = carrier.heard() => match heard {
+                        Ok(wanted) => {
+                            teller.subscribe(wanted);
+                            continue;
+                        }
+                        Err(end) => return end,
+                    },
+                    () = end(until) => return End::With(Status::UNAUTHENTICATED),
                 },
-                () = end(until) => return End::With(Status::UNAUTHENTICATED),
             };
             let frame = match told {
                 Some(Told::Frame(frame)) => frame,

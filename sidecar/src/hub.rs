@@ -15,7 +15,7 @@ use crate::capture::merged;
 use crate::certificate::Certificate;
 use crate::config::Hub;
 use crate::ending::{self, Asked};
-use crate::feed::{self, Door, Feed, Tokens};
+use crate::feed::{self, Door, Feed, Tokens, Zones};
 use crate::handover::Inherited;
 use crate::health::{Draining, Health};
 use crate::http;
@@ -69,8 +69,9 @@ async fn serve(config: Hub) -> Result<(), Error> {
     let door = match certificate.as_ref().filter(|_| listener.tcp().is_some()) {
         Some(certificate) => {
             let cluster = Cluster::new().await.map_err(watcher::Error::from)?;
+            let zones = Arc::new(Zones::new(cluster.clone()));
             let tokens = Arc::new(Tokens::new(cluster, config.feed_audience));
-            Some(Door { tls: certificate.acceptor()?, tokens })
+            Some(Door { tls: certificate.acceptor()?, tokens, zones })
         }
         None => None,
     };
@@ -127,8 +128,7 @@ async fn serve(config: Hub) -> Result<(), Error> {
         tokio::spawn(http::serve(listener, Arc::new(answers)));
     }
     if let Some(listener) = admin {
-        let here = Here::default();
-        let answers = Admin { watch, traffic, listens: Vec::new(), source, here, secret, origin };
+        let answers = Admin { watch, traffic, listens: Vec::new(), source, secret, origin };
         tokio::spawn(http::serve(listener, Arc::new(answers)));
     }
     let mut ends = asked.subscribe();

@@ -279,9 +279,8 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
         None => drop(answers),
     }
     if let Some(listener) = admin {
-        let here = config.here;
         let listens = listens.into_iter().zip(stand_ins).collect();
-        let answers = Admin { watch, traffic, listens, source, here, secret: Secret(seed), origin };
+        let answers = Admin { watch, traffic, listens, source, secret: Secret(seed), origin };
         server.add_service(Control::new("admin", listener, answers, &asked));
     }
     if let Some((feed, listener)) = feed {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
 use kube::Api;
 use rcgen::{CertificateParams, KeyPair, SigningKey};
 use serde_json::{Value, json};
@@ -19,6 +19,8 @@ use crate::{Host, Namespace, Program, World, ask, tools};
 const FEED: u16 = 64105;
 /// Where it tells how it is.
 const HEALTH: u16 = 64104;
+/// Where a reader answers.
+const ADMIN: &str = "127.0.0.1:64103";
 /// Bytes of either number of a signature.
 const HALF: usize = 32;
 
@@ -41,6 +43,7 @@ impl TlsHub {
         let rules = json!([
             {"apiGroups": [""], "resources": ["services"], "verbs": reads},
             {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": reads},
+            {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get"]},
             {"nonResourceURLs": keys, "verbs": ["get"]},
         ]);
         let kubeconfig = namespace.cluster.user_with(&format!("hub-{}", namespace.name), rules).await;
@@ -65,17 +68,19 @@ impl TlsHub {
         metric(SocketAddr::new(self.host.ip4().into(), HEALTH), name).await
     }
 
-    /// A sidecar that reads it, and shows what is in the file `token`, beside it.
-    pub fn reader(&self, world: &World, service: &str, token: &std::path::Path) -> Reader {
+    /// A sidecar for port 80 of `services` that reads it, and shows what is in the file `token`, beside it.
+    pub fn reader(&self, world: &World, services: &[&str], token: &std::path::Path) -> Reader {
         let name = token.file_stem().expect("a name").to_str().expect("UTF-8").to_owned();
         // Readers have names of different lengths.
         let port = HEALTH + u16::try_from(name.len()).expect("a short name") + 10;
         let health = SocketAddr::new(self.host.ip4().into(), port);
         let mut command = self.host.command(tools::own("remora", "sidecar"));
         command.args(["sidecar", "--source", &format!("feed:https://{}:{FEED}", self.host.ip4())]);
-        command.args(["--listen", &format!("127.0.0.1:0={service}")]);
+        for service in services {
+            command.args(["--listen", &format!("127.0.0.1:0={service}:80")]);
+        }
         command.arg("--feed-ca").arg(&self.authority).arg("--feed-token").arg(token);
-        command.args(["--health", &health.to_string(), "--admin", "off"]);
+        command.args(["--health", &health.to_string(), "--admin", ADMIN]);
         Reader { program: Program::start(world, &name, command), health }
     }
 }
@@ -112,10 +117,26 @@ async fn metric(health: SocketAddr, name: &str) -> Result<u64, String> {
 
 /// A token of the ServiceAccount `reader`, for hubs.
 pub async fn token(namespace: &Namespace) -> String {
-    let path = format!("/api/v1/namespaces/{}/serviceaccounts/reader/token", namespace.name);
-    let body = json!({
-        "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"audiences": ["remora"]},
+    request_token(namespace, json!({"audiences": ["remora"]})).await
+}
+
+/// The same, as a kubelet gets it for a Pod on `node`, which is made.
+pub async fn token_of_pod(namespace: &Namespace, node: &str) -> String {
+    let pods: Api<Pod> = Api::namespaced(namespace.client.clone(), &namespace.name);
+    let spec = json!({
+        "nodeName": node, "serviceAccountName": "reader", "containers": [{"name": "app", "image": "none"}],
     });
+    let pod =
+        crate::cluster::create(&pods, json!({"metadata": {"name": format!("on-{node}")}, "spec": spec}))
+            .await;
+    let bound =
+        json!({"apiVersion": "v1", "kind": "Pod", "name": pod.metadata.name, "uid": pod.metadata.uid});
+    request_token(namespace, json!({"audiences": ["remora"], "boundObjectRef": bound})).await
+}
+
+async fn request_token(namespace: &Namespace, spec: Value) -> String {
+    let path = format!("/api/v1/namespaces/{}/serviceaccounts/reader/token", namespace.name);
+    let body = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec});
     let request = http::Request::post(path).header("Content-Type", "application/json");
     let request = request.body(body.to_string().into_bytes()).expect("a request");
     let answer: Value = namespace.client.request(request).await.expect("a token");

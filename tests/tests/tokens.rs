@@ -1,14 +1,18 @@
-//! Tokens end, and readers of a hub go on.
+//! Tokens end, and readers of a hub go on. And they say where their readers are.
 
 use std::time::Duration;
 
-use serde_json::json;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use serde_json::{Value, json};
+use tests::cluster::{NODES, create};
+use tests::remora::run;
 use tests::tls_hub::{self, TlsHub};
 use tests::{Cluster, Namespace, World, wait_until};
 
 tests::tests! {
     nobody_reads_on_with_a_token_that_has_expired,
     another_token_in_the_file_is_shown_before_the_old_one_is_refused,
+    who_shows_the_token_of_a_pod_is_told_its_node_and_zone,
 }
 
 /// A reader looks for another token once a minute.
@@ -25,7 +29,7 @@ async fn nobody_reads_on_with_a_token_that_has_expired(world: World) {
     let fresh = tls_hub::token(&namespace).await;
     // Clocks may differ by half a minute: it is good for ten seconds.
     std::fs::write(&path, tls_hub::expiring(&namespace, &fresh, -20)).expect("a file");
-    let reader = hub.reader(&world, &format!("{}/web:80", namespace.name), &path);
+    let reader = hub.reader(&world, &[&format!("{}/web", namespace.name)], &path);
     wait_until(PATIENCE, "it reads", async || match reader.ready().await? {
         (200, _) => Ok(()),
         other => {
@@ -61,7 +65,7 @@ async fn another_token_in_the_file_is_shown_before_the_old_one_is_refused(world:
     let hub = TlsHub::start(&world, &namespace).await;
     let path = world.own_folder().join("lasting.token");
     std::fs::write(&path, tls_hub::token(&namespace).await).expect("a file");
-    let reader = hub.reader(&world, &format!("{}/web:80", namespace.name), &path);
+    let reader = hub.reader(&world, &[&format!("{}/web", namespace.name)], &path);
     wait_until(PATIENCE, "it reads", async || match reader.ready().await? {
         (200, _) => Ok(()),
         other => Err(format!("{other:?}; {}", reader.program.state())),
@@ -89,4 +93,38 @@ async fn another_token_in_the_file_is_shown_before_the_old_one_is_refused(world:
     })
     .await;
     assert_eq!(losses().await.expect("it is counted"), before, "{}", reader.program.state());
+}
+
+async fn who_shows_the_token_of_a_pod_is_told_its_node_and_zone(world: World) {
+    let namespace = Namespace::new(Cluster::shared().await).await;
+    let local = json!({"selector": null, "internalTrafficPolicy": "Local", "ports": [{"port": 80}]});
+    namespace.service("local", local).await;
+    namespace.service("web", json!({"selector": null, "ports": [{"port": 80}]})).await;
+    let endpoint = |(number, (node, zone)): (usize, (&str, &str))| json!({"addresses": [format!("192.0.2.{number}")], "nodeName": node, "hints": {"forZones": [{"name": zone}]}});
+    let endpoints: Vec<_> = NODES.into_iter().enumerate().map(endpoint).collect();
+    for service in ["local", "web"] {
+        let slice = json!({
+            "metadata": {"name": service, "labels": {"kubernetes.io/service-name": service}},
+            "addressType": "IPv4", "endpoints": endpoints, "ports": [{"name": "", "port": 9000}],
+        });
+        create::<EndpointSlice>(&namespace.slices(), slice).await;
+    }
+    let hub = TlsHub::start(&world, &namespace).await;
+    let [local, web] = ["local", "web"].map(|service| format!("{}/{service}", namespace.name));
+    let path = world.own_folder().join("pod.token");
+    let [_, (node, _)] = NODES;
+    std::fs::write(&path, tls_hub::token_of_pod(&namespace, node).await).expect("a file");
+    let reader = hub.reader(&world, &[&local, &web], &path);
+    let there = json!(["192.0.2.1:9000"]);
+    wait_until(PATIENCE, "it picks what is on its node, and for its zone", async || {
+        let rows = async |service: &str| {
+            let printed = run(&hub.host, &["endpoints", service, "-o", "json"], None).await?;
+            serde_json::from_str::<Value>(&printed).map_err(|error| error.to_string())
+        };
+        match (&rows(&local).await?[0]["local"], &rows(&web).await?[0]["cluster"]) {
+            (local, web) if *local == there && *web == there => Ok(()),
+            other => Err(format!("{other:?}; {}", reader.program.state())),
+        }
+    })
+    .await;
 }

@@ -27,6 +27,7 @@
 //! | 4 | `n`? | the writer's table was in step with its source so many ms ago |
 //! | 5 | bytes* | a string |
 //! | 6 | `n`? | what begins next is the answer to the [`Request`] of this number |
+//! | 7 | `m`? | where the reader is, as the writer knows: 1 `s` its node, 2 `s` the zone of that |
 //! | 8 | `m`* | a Service |
 //! | 9 | `m`* | a Service is gone: 1 `s` namespace, 2 `s` name |
 //! | 10 | `m`* | a slice |
@@ -119,7 +120,7 @@ pub use address::{Address, AddressError};
 #[cfg(feature = "feed")]
 pub(crate) use batches::{Batches, Opening};
 pub use decoder::{Decoder, Progress};
-pub use encoder::{Encoder, heartbeat};
+pub use encoder::{Encoder, heartbeat, here};
 pub use facts::{Changes, snapshot};
 #[cfg(feature = "feed")]
 pub(crate) use follow::follow;

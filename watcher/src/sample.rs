@@ -7,6 +7,11 @@ use selection::{
 
 use crate::store::{Event, Item, Key, Kind, Store, Stream};
 
+/// What a source says of where we are that knows the zone of our node.
+pub(crate) fn in_zone(zone: &str) -> Here {
+    Here { node: None, zone: Some(zone.into()) }
+}
+
 pub(crate) fn here() -> Here {
     Here { node: Some("n1".into()), zone: Some("a".into()) }
 }
@@ -71,6 +76,13 @@ pub(crate) fn apply_slice(service: &str, value: Slice) -> Event {
     })
 }
 
+/// The first endpoint of `slice` is to serve `zone`.
+pub(crate) fn hinted(mut slice: Slice, zone: &str) -> Slice {
+    let hints = selection::Hints { zones: [zone.into()].into(), nodes: [].into() };
+    slice.endpoints[0].hints = Some(Box::new(hints));
+    slice
+}
+
 pub(crate) fn slice_key(name: &str) -> Key {
     Key::Slice { namespace: "shop".into(), name: name.into() }
 }
@@ -79,9 +91,10 @@ pub(crate) fn listed(kind: Kind) -> [Event; 2] {
     [Event::ListBegins(Stream::all(kind)), Event::ListEnds(Stream::all(kind))]
 }
 
-/// A store whose first lists had these.
+/// A store whose first lists had these. It is here because its source says so, which may change its mind.
 pub(crate) fn store(items: Vec<Event>) -> Store {
-    let mut store = Store::new(here());
+    let mut store = Store::new(Here { zone: None, ..here() });
+    store.apply(Event::Here(here()));
     let [services, services_end] = listed(Kind::Services);
     let [slices, slices_end] = listed(Kind::Slices);
     [services, slices]
@@ -146,6 +159,6 @@ pub(crate) fn histories(random: &mut Random) -> Vec<Vec<Event>> {
         }
         histories.push(history);
     }
-    histories.push((0..random.below(3)).map(|i| Event::Zone(Some(["a", "b", "c"][i].into()))).collect());
+    histories.push((0..random.below(3)).map(|i| Event::Here(in_zone(["a", "b", "c"][i]))).collect());
     histories
 }

@@ -4,6 +4,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use selection::Here;
+
 use crate::Histogram;
 use crate::store::{Change, Counts, Kind, Loss, Stream};
 
@@ -17,6 +19,8 @@ pub struct Status {
     pub age: Option<Duration>,
     /// The version of the table.
     pub version: u64,
+    /// Where this process runs, as it was told, or as its source knows.
+    pub here: Here,
     /// How many Services are known, those that are skipped included.
     pub services: usize,
     /// How many EndpointSlices are known.

@@ -31,6 +31,9 @@ use crate::symbols::Symbols;
 /// Everything known of the Services that are followed. Owning one means to be the only one who applies events.
 #[derive(Debug)]
 pub struct Store {
+    /// Where we are, as we were told.
+    told: Here,
+    /// And where the source has added what it knows.
     here: Here,
     symbols: Symbols,
     /// How many slices there ever were.
@@ -101,9 +104,10 @@ struct Progress {
 }
 
 impl Store {
-    /// An empty store that builds for `here`.
+    /// An empty store that builds for `here`; what that leaves open, the source may tell.
     pub fn new(here: Here) -> Self {
         Self {
+            told: here.clone(),
             here,
             symbols: Symbols::default(),
             numbers: 0,
@@ -155,12 +159,7 @@ impl Store {
                     self.counts.event(Kind::Slices, Change::Gone);
                 }
             }
-            Event::Zone(zone) => {
-                if self.here.zone != zone {
-                    self.here.zone = zone;
-                    self.dirty.extend(self.services.keys().cloned());
-                }
-            }
+            Event::Here(here) => self.place(here),
             Event::Eligible(_) => {}
             Event::Lost(stream, loss) => {
                 self.counts.lose(loss);
@@ -175,6 +174,19 @@ impl Store {
             #[cfg(feature = "feed")]
             Event::Answers(_) => {}
             Event::InStep(_) => {}
+        }
+    }
+
+    /// The source says that we are `there`.
+    fn place(&mut self, there: Here) {
+        let Here { node, zone } = &self.told;
+        // The zone of another node is not ours.
+        let is_ours = node.is_none() || there.node.is_none() || *node == there.node;
+        let zone = zone.clone().or(there.zone.filter(|_| is_ours));
+        let here = Here { node: node.clone().or(there.node), zone };
+        if self.here != here {
+            self.here = here;
+            self.dirty.extend(self.services.keys().cloned());
         }
     }
 

@@ -307,6 +307,7 @@ impl Control {
         let (told, events) = mpsc::channel(QUEUE);
         let (questions, asked) = mpsc::channel(16);
         let (tables, shared) = (Tables::default(), Arc::new(Mutex::new(Shared::default())));
+        lock(&shared).status.here = here.clone();
         let mut store = Store::new(here);
         for stream in scope.streams() {
             lock(&shared).steps.follow(&stream);
@@ -394,7 +395,7 @@ impl Control {
             }
             #[cfg(feature = "feed")]
             Event::Answers(number) => self.answer = Some(*number),
-            Event::Applied(_) | Event::Patched { .. } | Event::Gone(..) | Event::Zone(_) => {
+            Event::Applied(_) | Event::Patched { .. } | Event::Gone(..) | Event::Here(_) => {
                 self.since.push(at)
             }
             Event::Eligible(is_eligible) => lock(&self.shared).status.is_node_ineligible = !is_eligible,
@@ -404,7 +405,11 @@ impl Control {
             | Event::Hold
             | Event::Release => {}
         }
+        let is_place = matches!(event, Event::Here(_));
         self.store.apply(event);
+        if is_place {
+            lock(&self.shared).status.here = self.store.here().clone();
+        }
     }
 
     fn publish(&mut self) {

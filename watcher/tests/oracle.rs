@@ -597,14 +597,15 @@ fn found(case: &Case, dice: Option<&mut Dice>) -> Vec<Value> {
             end(&mut store);
         }
         Some(dice) => {
-            store = Store::new(here("elsewhere"));
+            store = Store::new(here(""));
+            store.apply(Event::Here(here("elsewhere")));
             begin(&mut store);
             // Earlier states: the same names with the contents of another case.
             let before = crate::case(dice.roll()).objects;
             before.iter().for_each(|object| store.apply(Event::Applied(item(object))));
             end(&mut store);
             store.publish();
-            store.apply(Event::Zone(symbol(&case.zone)));
+            store.apply(Event::Here(here(&case.zone)));
             let by_list = dice.chance(30);
             if by_list {
                 begin(&mut store);

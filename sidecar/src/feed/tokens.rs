@@ -1,5 +1,5 @@
-//! Who reads the feed, by the token of a ServiceAccount. In: the header of a request. Out: until when it may be read, or
-//! why not. Never asks the API server about a token that it can judge by itself, and tells nobody what is in one.
+//! Who reads the feed, by the token of a ServiceAccount. In: the header of a request. Out: until when it may be read, and
+//! on which node that is, or why not. Never asks the API server about a token that it can judge by itself, and tells nobody what is in one.
 //!
 //! A token is judged by the keys that the cluster signs with (`/openid/v1/jwks`, KEP-1393), which are asked for again when
 //! a token names one that is not known. Where they are not to be had, the API server judges it (TokenReview).
@@ -13,6 +13,7 @@ use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use ring::digest::{SHA256, digest};
+use selection::Symbol;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -92,8 +93,17 @@ pub struct Tokens {
     reviewing: Semaphore,
 }
 
+/// Who shows a token that is good here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bearer {
+    /// Until when it is.
+    pub until: SystemTime,
+    /// The node of the Pod that it was made for, if it was made for one (KEP-4193).
+    pub node: Option<Symbol>,
+}
+
 /// What the API server said of a token, and when.
-type Review = (Result<SystemTime, Refused>, Instant);
+type Review = (Result<Bearer, Refused>, Instant);
 
 /// The keys, and when they were asked for.
 #[derive(Clone, Default)]
@@ -113,6 +123,20 @@ struct Keys {
 struct Claims {
     /// Seconds since 1970.
     exp: u64,
+    /// What it was made for.
+    #[serde(default, rename = "kubernetes.io")]
+    bound: Bound,
+}
+
+/// To what the API server has bound a token.
+#[derive(Default, Deserialize)]
+struct Bound {
+    node: Option<Named>,
+}
+
+#[derive(Deserialize)]
+struct Named {
+    name: String,
 }
 
 impl std::fmt::Debug for Known {
@@ -134,11 +158,11 @@ impl Tokens {
         }
     }
 
-    /// Until when whoever shows `header`, the value of `Authorization`, may read.
+    /// Who shows `header`, the value of `Authorization`.
     ///
     /// # Errors
-    /// Why it may not.
-    pub async fn judge(&self, header: Option<&HeaderValue>) -> Result<SystemTime, Refused> {
+    /// Why it may not read.
+    pub async fn judge(&self, header: Option<&HeaderValue>) -> Result<Bearer, Refused> {
         let token = bearer(header)?;
         let named = decode_header(token).map_err(|_| Refused::Malformed)?.kid.ok_or(Refused::Malformed)?;
         match self.keys(&named).await? {
@@ -198,11 +222,11 @@ impl Tokens {
     }
 
     /// What the API server says of the token.
-    async fn review(&self, token: &str) -> Result<SystemTime, Refused> {
+    async fn review(&self, token: &str) -> Result<Bearer, Refused> {
         let hash = digest(&SHA256, token.as_bytes()).as_ref().to_vec();
         let reviews = || self.reviews.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((said, _)) = reviews().get(&hash).filter(|(_, at)| at.elapsed() < REVIEW_LASTS) {
-            return *said;
+            return said.clone();
         }
         let Ok(_place) = self.reviewing.acquire().await else { return Err(Refused::Unknown) };
         let review = json!({
@@ -222,7 +246,7 @@ impl Tokens {
             reviews.retain(|_, (_, at)| at.elapsed() < REVIEW_LASTS);
         }
         if reviews.len() < REVIEWS {
-            reviews.insert(hash, (said, Instant::now()));
+            reviews.insert(hash, (said.clone(), Instant::now()));
         }
         said
     }
@@ -251,7 +275,7 @@ impl Keys {
         (!by_name.is_empty()).then_some(Self { issuer, by_name })
     }
 
-    fn judge(&self, token: &str, named: &str, audience: &str) -> Result<SystemTime, Refused> {
+    fn judge(&self, token: &str, named: &str, audience: &str) -> Result<Bearer, Refused> {
         let (algorithm, key) = self.by_name.get(named).ok_or(Refused::Issuer)?;
         let mut validation = Validation::new(*algorithm);
         validation.set_audience(&[audience]);
@@ -265,7 +289,7 @@ impl Keys {
             ErrorKind::InvalidSignature | ErrorKind::InvalidIssuer => Refused::Issuer,
             _ => Refused::Malformed,
         })?;
-        Ok(expiry(decoded.claims.exp))
+        Ok(decoded.claims.into())
     }
 }
 
@@ -279,7 +303,7 @@ fn bearer(header: Option<&HeaderValue>) -> Result<&str, Refused> {
 
 /// What the status of a TokenReview says of a token. A server that knows no audiences says none, and would have taken
 /// one for any.
-fn reviewed(status: &Value, token: &str, audience: &str) -> Result<SystemTime, Refused> {
+fn reviewed(status: &Value, token: &str, audience: &str) -> Result<Bearer, Refused> {
     if status["authenticated"] != true {
         return Err(Refused::Issuer);
     }
@@ -287,14 +311,27 @@ fn reviewed(status: &Value, token: &str, audience: &str) -> Result<SystemTime, R
     if !audiences.is_some_and(|audiences| audiences.iter().any(|one| one == audience)) {
         return Err(Refused::Audience);
     }
-    // The API server has judged it; its end alone is of interest.
+    // The API server has judged it; what it says is good.
     let mut validation = Validation::default();
     validation.insecure_disable_signature_validation();
     validation.validate_aud = false;
     let algorithm = decode_header(token).map_err(|_| Refused::Malformed)?.alg;
     validation.algorithms = vec![algorithm];
     let decoded = decode::<Claims>(token, &DecodingKey::from_secret(&[]), &validation);
-    decoded.map(|decoded| expiry(decoded.claims.exp)).map_err(|_| Refused::Malformed)
+    decoded.map(|decoded| decoded.claims.into()).map_err(|_| Refused::Malformed)
+}
+
+impl From<Claims> for Bearer {
+    fn from(claims: Claims) -> Self {
+        let node = claims.bound.node.map(|node| Symbol::from(node.name));
+        Self { until: expiry(claims.exp), node: node.filter(|name| is_node(name)) }
+    }
+}
+
+/// Whether `name` may be a part of a path.
+fn is_node(name: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
+    (1..=253).contains(&name.len()) && name.bytes().all(is_plain)
 }
 
 fn expiry(exp: u64) -> SystemTime {
@@ -356,9 +393,16 @@ mod tests {
     #[test]
     fn a_token_of_the_cluster_for_this_audience_is_good_until_it_expires() {
         let signer = Signer::new();
-        let claims = claims();
-        let until = signer.keys().judge(&signer.token(&claims), "one", "remora").unwrap();
-        assert_eq!(until, expiry(claims["exp"].as_u64().unwrap()));
+        let mut claims = claims();
+        let until = expiry(claims["exp"].as_u64().unwrap());
+        let judged = |claims: &Value| signer.keys().judge(&signer.token(claims), "one", "remora");
+        assert_eq!(judged(&claims), Ok(Bearer { until, node: None }));
+        // As the API server binds it to a Pod; and what nobody could ask for.
+        for (name, node) in [("n1.example", Some("n1.example".into())), ("../services", None), ("", None)] {
+            claims["kubernetes.io"] =
+                json!({"namespace": "shop", "node": {"name": name, "uid": "1"}, "pod": {"name": "a"}});
+            assert_eq!(judged(&claims), Ok(Bearer { until, node }));
+        }
     }
 
     #[test]

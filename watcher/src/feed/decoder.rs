@@ -136,6 +136,7 @@ impl Decoder {
                 }
                 (4, value) => progress.age = Some(Duration::from_millis(value.number()?)),
                 (6, value) => progress.answers = Some(value.number()?),
+                (7, value) => tell(Event::Here(object::here(value.message()?, &mut texts)?)),
                 (STRING, value) => texts.push(value.bytes()?),
                 (field @ 8..=12, value) => {
                     if !matches!(self.state, State::Reading { .. }) {

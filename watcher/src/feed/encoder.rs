@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use selection::{Fact, Service, ServiceName, Slice};
+use selection::{Fact, Here, Service, ServiceName, Slice};
 
 use super::seal::sealed;
 use super::strings::Strings;
@@ -164,6 +164,13 @@ pub(super) fn answer(number: u64) -> Vec<u8> {
     let mut frame = Vec::new();
     put_number(&mut frame, 6, number);
     sealed(frame)
+}
+
+/// A frame that says where the reader is. It goes before the snapshot, whose table is built for there.
+pub fn here(here: &Here) -> Vec<u8> {
+    let (mut strings, mut place) = (Strings::default(), Vec::new());
+    put_message(&mut place, 7, |out| object::put_here(out, &mut strings, here));
+    sealed([strings.bytes(), &place].concat())
 }
 
 /// A frame that says nothing but that the writer lives.

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use selection::{
-    Balance, Fact, Family, Hints, Kind, Pod, Port, Protocol, Service, ServiceName, Slice, SlicePort, Symbol,
+    Balance, Fact, Family, Here, Hints, Kind, Pod, Port, Protocol, Service, ServiceName, Slice, SlicePort,
+    Symbol,
 };
 
 use super::Error;
@@ -52,6 +53,27 @@ fn named(namespace: Symbol, name: Symbol) -> Result<ServiceName, Error> {
     } else {
         Ok(ServiceName { namespace, name })
     }
+}
+
+pub(super) fn put_here<'a>(out: &mut Vec<u8>, strings: &mut Strings<'a>, here: &'a Here) {
+    let mut put = |field, text: &'a Option<Symbol>| {
+        put_nonzero(out, field, strings.place(text.as_deref().unwrap_or_default()));
+    };
+    put(1, &here.node);
+    put(2, &here.zone);
+}
+
+pub(super) fn here(fields: Fields<'_>, texts: &mut Texts<'_>) -> Result<Here, Error> {
+    let mut here = Here::default();
+    for field in fields {
+        let (part, value) = match field? {
+            (1, value) => (&mut here.node, value),
+            (2, value) => (&mut here.zone, value),
+            _ => continue,
+        };
+        *part = Some(texts.symbol(value.number()?)?).filter(|text| !text.is_empty());
+    }
+    Ok(here)
 }
 
 pub(super) fn put_service<'a>(out: &mut Vec<u8>, strings: &mut Strings<'a>, service: &'a Service) {

@@ -1,14 +1,14 @@
 //! The feed from store to mirror: what goes in comes out, and nothing else does harm.
 
 use selection::{
-    Balance, Fact, Family, Hints, Kind as ServiceKind, Pod, Port, Protocol, Row, Service, ServiceName, Slice,
-    SlicePort,
+    Balance, Fact, Family, Here, Hints, Kind as ServiceKind, Pod, Port, Protocol, Row, Service, ServiceName,
+    Slice, SlicePort,
 };
 
 use super::*;
 use crate::inspect;
 use crate::sample::{
-    Random, apply_service, apply_slice, here, histories, name, rows, service, slice, slice_key, store,
+    Random, apply_service, apply_slice, here, hinted, histories, name, rows, service, slice, slice_key, store,
 };
 use crate::store::{Event, Key, Kind, Store, Stream};
 
@@ -242,7 +242,7 @@ fn whatever_happens_a_mirror_has_the_rows_of_the_store() {
             let at = random.below(left.len());
             match left[at].next() {
                 // The place of the server is not that of the reader.
-                Some(Event::Zone(_)) => {}
+                Some(Event::Here(_)) => {}
                 Some(event) => batch.push(event),
                 None => drop(left.swap_remove(at)),
             }
@@ -542,6 +542,28 @@ fn that_endpoints_are_told_of_their_clients_is_told() {
     }
     let ports = mirror.table().ports(&ServiceName::new("bank", "rich"));
     assert!(!ports.is_empty() && ports.iter().all(|port| port.proxy_protocol));
+}
+
+#[test]
+fn a_reader_that_does_not_know_where_it_is_is_told_before_its_first_table() {
+    let server = Server::new(store(vec![
+        apply_service(service("web", 1)),
+        apply_slice("web", hinted(slice("web-a", &[1]), "a")),
+        apply_slice("web", hinted(slice("web-b", &[2]), "b")),
+    ]));
+    let there = |node: &str, zone: &str| Here { node: Some(node.into()), zone: Some(zone.into()) };
+    let endpoints = |mirror: &Mirror| rows(mirror.table())[0].cluster.clone();
+    let mut mirror = Mirror::new(Here::default());
+    feed(&mut mirror, &[super::here(&there("n7", "b"))]);
+    assert!(!mirror.is_synced(), "it is no transaction");
+    feed(&mut mirror, &server.snapshot(&Subscription::All));
+    assert_eq!((mirror.here(), endpoints(&mirror)), (&there("n7", "b"), vec!["10.0.0.2:8080".to_owned()]));
+    feed(&mut mirror, &[super::here(&Here { node: Some("n7".into()), zone: None })]);
+    feed(&mut mirror, &server.snapshot(&Subscription::All));
+    assert_eq!(endpoints(&mirror).len(), 2, "another snapshot is for the place told before it");
+    let mut told = Mirror::new(here());
+    feed(&mut told, &[super::here(&there("n7", "b"))]);
+    assert_eq!(*told.here(), here());
 }
 
 #[test]

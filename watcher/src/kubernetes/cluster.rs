@@ -14,6 +14,8 @@ use super::{Error, client};
 const ANSWER: Duration = Duration::from_secs(10);
 /// Objects of a list that come at once.
 const PAGE: usize = 500;
+/// Of an object only its metadata.
+const METADATA_OF: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
 /// Of the objects of a list only their metadata.
 const METADATA: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
 
@@ -81,6 +83,15 @@ impl Cluster {
     /// If it is not to be had.
     pub async fn text(&self, path: &str) -> Result<String, Refusal> {
         self.ask(http::Request::get(path).body(Vec::new())).await
+    }
+
+    /// The metadata of an object.
+    ///
+    /// # Errors
+    /// If it is not to be had.
+    pub async fn metadata_of(&self, path: &str) -> Result<Value, Refusal> {
+        let request = http::Request::get(path).header(http::header::ACCEPT, METADATA_OF).body(Vec::new());
+        Ok(parse(&self.ask(request).await?)?["metadata"].take())
     }
 
     /// The metadata of every object of a list, page by page.

@@ -16,6 +16,7 @@ use std::time::Duration;
 use ::kube::Client;
 use ::kube::core::WatchEvent;
 use futures::StreamExt;
+use selection::Here;
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -333,7 +334,7 @@ impl Follower {
             Ok(Reading { object: Object::Item(item), .. }) => Event::Applied(item),
             Ok(Reading { object: Object::Node { zone, is_eligible, .. }, .. }) => {
                 self.to.send(Event::Eligible(is_eligible)).await;
-                Event::Zone(zone)
+                Event::Here(Here { node: None, zone })
             }
             Ok(Reading { object: Object::Other, .. }) => return,
             Err(object::Error { key: Some(key), .. }) => Event::Unreadable(key),

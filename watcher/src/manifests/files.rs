@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use selection::{ServiceName, Symbol};
+use selection::{Here, ServiceName, Symbol};
 
 use super::document::{Contents, Lost};
 use crate::Scope;
@@ -112,7 +112,7 @@ impl Files {
             nodes.find(|(name, _)| Some(name) == self.node.as_ref()).and_then(|(_, zone)| zone.clone());
         if self.zone != zone {
             self.zone.clone_from(&zone);
-            events.push(Event::Zone(zone));
+            events.push(Event::Here(Here { node: None, zone }));
         }
         events
     }

@@ -86,7 +86,7 @@ fn a_view_follows_changes_of_host_names_which_no_table_has() {
     assert_eq!(hosts(&renamed, "db"), [("10.0.0.1".into(), Some("db-1".into()))]);
     store.apply(with_hosts("db", slice("db-1", &[1]), &[(0, "db-1")]));
     assert!(names(&mut store).is_none(), "nothing changed");
-    store.apply(Event::Zone(Some("b".into())));
+    store.apply(Event::Here(sample::in_zone("b")));
     assert!(names(&mut store).is_none(), "names are the same in every zone");
 }
 

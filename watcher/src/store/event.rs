@@ -1,6 +1,6 @@
 //! What a source tells the store. Values only.
 
-use selection::{Service, ServiceName, Slice, Symbol};
+use selection::{Here, Service, ServiceName, Slice, Symbol};
 
 use super::Piece;
 
@@ -37,8 +37,8 @@ pub enum Event {
     Hold,
     /// What belonged together has been told.
     Release,
-    /// The zone of our own node.
-    Zone(Option<Symbol>),
+    /// Where we are, as far as the source knows; what we were told otherwise counts first.
+    Here(Here),
     /// Whether load balancers may send connections to our own node; a store has no use for it.
     Eligible(bool),
     /// The stream broke; what is known stays, and may be old.
@@ -158,7 +158,7 @@ pub enum Kind {
     Services,
     /// discovery.k8s.io/v1 EndpointSlices.
     Slices,
-    /// Our own v1 Node; tells [`Event::Zone`].
+    /// Our own v1 Node; tells [`Event::Here`].
     Node,
 }
 

@@ -5,7 +5,8 @@ use selection::{Row, Service};
 use super::*;
 use crate::inspect;
 use crate::sample::{
-    Random, apply_service, apply_slice, here, histories, listed, name, rows, service, slice, slice_key, store,
+    Random, apply_service, apply_slice, here, hinted, histories, in_zone, listed, name, rows, service, slice,
+    slice_key, store,
 };
 
 /// Lists `kind` again, finding `items`.
@@ -184,23 +185,41 @@ fn a_service_that_is_skipped_stays_known_and_leaves_the_table() {
 
 #[test]
 fn another_zone_of_our_own_builds_everything_anew() {
-    let hinted = |slice_name: &str, last, zone: &str| {
-        let mut slice = slice(slice_name, &[last]);
-        let hints = selection::Hints { zones: [zone.into()].into(), nodes: [].into() };
-        slice.endpoints[0].hints = Some(Box::new(hints));
-        slice
-    };
     let mut store = store(vec![
         apply_service(service("web", 1)),
-        apply_slice("web", hinted("web-a", 1, "a")),
-        apply_slice("web", hinted("web-b", 2, "b")),
+        apply_slice("web", hinted(slice("web-a", &[1]), "a")),
+        apply_slice("web", hinted(slice("web-b", &[2]), "b")),
     ]);
     assert_eq!(endpoints(&mut store, "web"), ["10.0.0.1:8080"]);
-    store.apply(Event::Zone(Some("b".into())));
+    store.apply(Event::Here(in_zone("b")));
     assert_eq!(endpoints(&mut store, "web"), ["10.0.0.2:8080"]);
-    store.apply(Event::Zone(None));
+    store.apply(Event::Here(Here::default()));
     assert_eq!(endpoints(&mut store, "web").len(), 2);
     assert!(store.publish().is_none());
+}
+
+#[test]
+fn what_the_source_says_of_our_place_counts_where_we_were_not_told() {
+    let place = |node: Option<&str>, zone: Option<&str>| Here {
+        node: node.map(Into::into),
+        zone: zone.map(Into::into),
+    };
+    let (one, other) = (place(Some("n1"), Some("a")), place(Some("n2"), Some("b")));
+    for (told, said, then) in [
+        (place(None, None), other.clone(), other.clone()),
+        (place(None, Some("a")), other.clone(), place(Some("n2"), Some("a"))),
+        (one.clone(), other.clone(), one.clone()),
+        (place(Some("n2"), None), other.clone(), other.clone()),
+        // That of another node.
+        (place(Some("n1"), None), other, place(Some("n1"), None)),
+        (place(Some("n1"), None), in_zone("a"), one),
+    ] {
+        let mut store = Store::new(told);
+        store.apply(Event::Here(said));
+        assert_eq!(*store.here(), then);
+        store.apply(Event::Here(Here::default()));
+        assert_eq!(*store.here(), store.told);
+    }
 }
 
 #[test]
