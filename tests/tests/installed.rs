@@ -49,7 +49,9 @@ async fn what_the_readme_installs_balances_pods_and_leaves_them_alone_when_it_go
     let dns_program = start_dns(&client.world, &dns, &cluster.kubeconfig());
     let around = |node| Around { node, image: Some(&image), dns: Some(dns.ip4()) };
     let commands = commands();
-    let [apply, status, label, restart, delete] = &commands[..] else { panic!("{commands:?}") };
+    let [apply, status, label, restart, delete, install, uninstall] = &commands[..] else {
+        panic!("{commands:?}")
+    };
     let run = async |command: &str| finish(shell(&client.world, namespace, command), command).await;
 
     run(apply).await;
@@ -57,16 +59,7 @@ async fn what_the_readme_installs_balances_pods_and_leaves_them_alone_when_it_go
     run(status).await;
     run(label).await;
     let pods: Api<KubePod> = Api::namespaced(namespace.client.clone(), &namespace.name);
-    wait_until(PATIENCE, "the API server asks the hub about the namespace's Pods", async || {
-        let try_out = json!({"metadata": {"name": "try"}, "spec": {"containers": [container]}});
-        let dry = PostParams { dry_run: true, ..PostParams::default() };
-        let made = pods.create(&dry, &serde_json::from_value(try_out).expect("a Pod")).await;
-        match made.map(|pod| is_injected(&serde_json::to_value(pod).expect("JSON"))) {
-            Ok(true) => Ok(()),
-            other => Err(format!("{other:?}; {}", states(&hubs))),
-        }
-    })
-    .await;
+    wait_asked(&pods, &hubs).await;
     run(restart).await;
     let [pod, late] = injected_pods(&pods).await;
     let (pod, late) = (&pod, &late);
@@ -112,23 +105,17 @@ async fn what_the_readme_installs_balances_pods_and_leaves_them_alone_when_it_go
 
     // All is uninstalled, beside connections that are in use.
     let held = client.hold(addresses[0], 5).await;
-    let mut child = shell(&client.world, namespace, delete);
-    let installed: Api<KubePod> = Api::namespaced(namespace.client.clone(), "remora");
-    wait_until(PATIENCE, "nothing of it is left", async || {
-        // What a kubelet does when containers have ended.
-        let left = installed.list(&ListParams::default()).await.map_err(|error| error.to_string())?;
-        for pod in left.iter().filter(|pod| pod.metadata.deletion_timestamp.is_some()) {
-            let name = pod.metadata.name.as_deref().expect("a name");
-            let _gone = installed.delete(name, &DeleteParams::default().grace_period(0)).await;
-        }
-        match child.try_wait() {
-            Ok(Some(_)) => Ok(()),
-            other => Err(format!("{other:?}, {} Pods", left.items.len())),
-        }
-    })
-    .await;
-    finish(child, delete).await;
+    take_away(&client, delete).await;
     client.wait_served(&addresses, &["web-0"], "what was installed is gone").await;
+
+    // Others install it by Helm, and take it away again.
+    run(install).await;
+    let hubs = start_hubs(&client, &around).await;
+    run(status).await;
+    wait_asked(&pods, &hubs).await;
+    hubs.iter().for_each(|(hub, _)| hub.program.kill());
+    take_away(&client, uninstall).await;
+    client.wait_served(&addresses, &["web-0"], "what Helm installed is gone").await;
     let broken = held.let_go().await;
     assert!(broken.is_empty(), "{broken:?}");
 
@@ -160,6 +147,41 @@ async fn wait_taken(client: &Client, address: SocketAddr, before: u64) {
     .await;
 }
 
+/// Waits until the API server asks `hubs` about the Pods that are made.
+async fn wait_asked(pods: &Api<KubePod>, hubs: &[(Container, Host)]) {
+    wait_until(PATIENCE, "the API server asks the hub about the namespace's Pods", async || {
+        let container = json!({"name": "app", "image": "none"});
+        let try_out = json!({"metadata": {"name": "try"}, "spec": {"containers": [container]}});
+        let dry = PostParams { dry_run: true, ..PostParams::default() };
+        let made = pods.create(&dry, &serde_json::from_value(try_out).expect("a Pod")).await;
+        match made.map(|pod| is_injected(&serde_json::to_value(pod).expect("JSON"))) {
+            Ok(true) => Ok(()),
+            other => Err(format!("{other:?}; {}", states(hubs))),
+        }
+    })
+    .await;
+}
+
+/// Uninstalls what is installed by `command`, until nothing of it is left.
+async fn take_away(client: &Client, command: &str) {
+    let mut child = shell(&client.world, &client.namespace, command);
+    let installed: Api<KubePod> = Api::namespaced(client.namespace.client.clone(), "remora");
+    wait_until(PATIENCE, "nothing of it is left", async || {
+        // What a kubelet does when containers have ended.
+        let left = installed.list(&ListParams::default()).await.map_err(|error| error.to_string())?;
+        for pod in left.iter().filter(|pod| pod.metadata.deletion_timestamp.is_some()) {
+            let name = pod.metadata.name.as_deref().expect("a name");
+            let _gone = installed.delete(name, &DeleteParams::default().grace_period(0)).await;
+        }
+        match child.try_wait() {
+            Ok(Some(_)) if left.items.is_empty() => Ok(()),
+            other => Err(format!("{other:?}, {} Pods", left.items.len())),
+        }
+    })
+    .await;
+    finish(child, command).await;
+}
+
 /// The commands of the README's section, in its order.
 fn commands() -> Vec<String> {
     let readme = std::fs::read_to_string(root().join("README.md")).expect("README.md");
@@ -176,9 +198,9 @@ fn root() -> PathBuf {
 /// Types a command, where `shop` is the test's own namespace.
 fn shell(world: &World, namespace: &Namespace, command: &str) -> tokio::process::Child {
     let command = command.replace("shop", &namespace.name);
-    let tools = tools::built("kubectl");
-    let path =
-        format!("{}:{}", tools.parent().expect("a folder").display(), std::env::var("PATH").expect("PATH"));
+    let tools = ["kubectl", "helm"].map(|tool| tools::built(tool).parent().expect("a folder").to_owned());
+    let usual = PathBuf::from(std::env::var_os("PATH").expect("PATH"));
+    let path = std::env::join_paths(tools.into_iter().chain(std::env::split_paths(&usual))).expect("folders");
     let mut bash = tokio::process::Command::new("bash");
     bash.args(["-c", &command]).current_dir(root()).env("PATH", path).kill_on_drop(true);
     bash.env("KUBECONFIG", namespace.cluster.administrator()).env("HOME", world.own_folder());
