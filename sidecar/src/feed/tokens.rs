@@ -2,19 +2,22 @@
 //! on which node that is, or why not. Never asks the API server about a token that it can judge by itself, and tells nobody what is in one.
 //!
 //! A token is judged by the keys that the cluster signs with (`/openid/v1/jwks`, KEP-1393), which are asked for again when
-//! a token names one that is not known. Where they are not to be had, the API server judges it (TokenReview).
+//! a token names one that is not known. Where they are not to be had, or of no use here, the API server judges it (TokenReview).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use hyper::header::HeaderValue;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::jwk::Jwk;
-use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
+use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
 use ring::digest::{SHA256, digest};
 use selection::Symbol;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
@@ -116,6 +119,15 @@ struct Known {
 struct Keys {
     issuer: String,
     by_name: HashMap<String, (Algorithm, DecodingKey)>,
+    /// Those by which nobody can judge here, such as of ES512.
+    foreign: HashSet<String>,
+}
+
+/// How a token was signed.
+#[derive(Deserialize)]
+struct Header {
+    /// The name of the key.
+    kid: String,
 }
 
 /// What a token says, as far as it counts here.
@@ -164,10 +176,10 @@ impl Tokens {
     /// Why it may not read.
     pub async fn judge(&self, header: Option<&HeaderValue>) -> Result<Bearer, Refused> {
         let token = bearer(header)?;
-        let named = decode_header(token).map_err(|_| Refused::Malformed)?.kid.ok_or(Refused::Malformed)?;
-        match self.keys(&named).await? {
-            Some(keys) => keys.judge(token, &named, &self.audience),
-            None => self.review(token).await,
+        let Header { kid } = part(token, 0).ok_or(Refused::Malformed)?;
+        match self.keys(&kid).await? {
+            Some(keys) if !keys.foreign.contains(&kid) => keys.judge(token, &kid, &self.audience),
+            _ => self.review(token).await,
         }
     }
 
@@ -254,7 +266,8 @@ impl Tokens {
 
 impl Known {
     fn has(&self, named: &str) -> bool {
-        self.keys.as_ref().is_some_and(|keys| keys.by_name.contains_key(named))
+        let has = |keys: &Arc<Keys>| keys.by_name.contains_key(named) || keys.foreign.contains(named);
+        self.keys.as_ref().is_some_and(has)
     }
 
     fn is_due(&self, after: Duration) -> bool {
@@ -263,16 +276,17 @@ impl Known {
 }
 
 impl Keys {
-    /// Of those that are understood.
     fn new(configuration: &Value, keys: &Value) -> Option<Self> {
         let issuer = configuration["issuer"].as_str()?.to_owned();
-        let keys = keys["keys"].as_array()?.iter().filter_map(|key| {
-            let key = &Jwk::deserialize(key).ok()?;
-            let algorithm = key.common.key_algorithm?.to_string().parse().ok()?;
-            Some((key.common.key_id.clone()?, (algorithm, DecodingKey::from_jwk(key).ok()?)))
-        });
-        let by_name: HashMap<_, _> = keys.collect();
-        (!by_name.is_empty()).then_some(Self { issuer, by_name })
+        let (mut by_name, mut foreign) = (HashMap::new(), HashSet::new());
+        for key in keys["keys"].as_array()? {
+            let Some(name) = key["kid"].as_str().map(str::to_owned) else { continue };
+            match understood(key) {
+                Some(key) => drop(by_name.insert(name, key)),
+                None => drop(foreign.insert(name)),
+            }
+        }
+        (!by_name.is_empty() || !foreign.is_empty()).then_some(Self { issuer, by_name, foreign })
     }
 
     fn judge(&self, token: &str, named: &str, audience: &str) -> Result<Bearer, Refused> {
@@ -291,6 +305,18 @@ impl Keys {
         })?;
         Ok(decoded.claims.into())
     }
+}
+
+fn understood(key: &Value) -> Option<(Algorithm, DecodingKey)> {
+    let key = Jwk::deserialize(key).ok()?;
+    let algorithm = key.common.key_algorithm?.to_string().parse().ok()?;
+    Some((algorithm, DecodingKey::from_jwk(&key).ok()?))
+}
+
+/// What a part of a token says (RFC 7515), which nobody has judged by that.
+fn part<T: DeserializeOwned>(token: &str, number: usize) -> Option<T> {
+    let bytes = BASE64_URL_SAFE_NO_PAD.decode(token.split('.').nth(number)?).ok()?;
+    serde_json::from_slice(&bytes).ok()
 }
 
 fn bearer(header: Option<&HeaderValue>) -> Result<&str, Refused> {
@@ -312,13 +338,7 @@ fn reviewed(status: &Value, token: &str, audience: &str) -> Result<Bearer, Refus
         return Err(Refused::Audience);
     }
     // The API server has judged it; what it says is good.
-    let mut validation = Validation::default();
-    validation.insecure_disable_signature_validation();
-    validation.validate_aud = false;
-    let algorithm = decode_header(token).map_err(|_| Refused::Malformed)?.alg;
-    validation.algorithms = vec![algorithm];
-    let decoded = decode::<Claims>(token, &DecodingKey::from_secret(&[]), &validation);
-    decoded.map(|decoded| decoded.claims.into()).map_err(|_| Refused::Malformed)
+    part::<Claims>(token, 1).map(Bearer::from).ok_or(Refused::Malformed)
 }
 
 impl From<Claims> for Bearer {
@@ -340,8 +360,6 @@ fn expiry(exp: u64) -> SystemTime {
 
 #[cfg(test)]
 mod tests {
-    use base64::Engine as _;
-    use base64::prelude::BASE64_URL_SAFE_NO_PAD;
     use ring::rand::SystemRandom;
     use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 
@@ -443,6 +461,20 @@ mod tests {
         for alg in ["none", "HS256", "RS256"] {
             assert!(keys.judge(&unsigned(alg), "one", "remora").is_err(), "{alg}");
         }
+    }
+
+    #[test]
+    fn a_key_of_an_algorithm_that_nobody_knows_here_is_the_api_servers_matter() {
+        let other = json!({"kty": "EC", "use": "sig", "alg": "ES512", "kid": "two", "crv": "P-521", "x": "AA", "y": "AA"});
+        let keys = Keys::new(&json!({"issuer": ISSUER}), &json!({"keys": [other]})).unwrap();
+        assert!(keys.foreign.contains("two") && keys.by_name.is_empty());
+        let claims = claims();
+        let token = |part: &Value| BASE64_URL_SAFE_NO_PAD.encode(part.to_string());
+        let token = format!("{}.{}.AA", token(&json!({"alg": "ES512", "kid": "two"})), token(&claims));
+        assert_eq!(part::<Header>(&token, 0).map(|header| header.kid).as_deref(), Some("two"));
+        let status = json!({"authenticated": true, "audiences": ["remora"]});
+        let until = expiry(claims["exp"].as_u64().unwrap());
+        assert_eq!(reviewed(&status, &token, "remora"), Ok(Bearer { until, node: None }));
     }
 
     #[test]
