@@ -30,6 +30,8 @@ pub struct Admin {
     pub listens: Vec<(Listen, StandIn)>,
     /// Where Services come from, as the flag says it.
     pub source: String,
+    /// It learns of Services as they are used.
+    pub learns: bool,
     /// What draws are made from.
     pub secret: Secret,
     /// Where the times in tallies begin.
@@ -146,8 +148,14 @@ impl Admin {
             Some(service) => match self.watch.inspect(service.clone()).await {
                 Some(inspection) => vec![inspection],
                 None => {
-                    let unknown = Unknown { service, source: "this sidecar".to_owned() };
-                    return Err(refusal(StatusCode::NOT_FOUND, unknown.to_string()));
+                    let unknown = match self.learns {
+                        true => format!(
+                            "this sidecar has not learnt of Service {service}, as it knows those that its Pod uses: \
+                             connect to it once, or ask its source with --source"
+                        ),
+                        false => Unknown { service, source: "this sidecar".to_owned() }.to_string(),
+                    };
+                    return Err(refusal(StatusCode::NOT_FOUND, unknown));
                 }
             },
         };

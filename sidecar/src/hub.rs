@@ -128,7 +128,7 @@ async fn serve(config: Hub) -> Result<(), Error> {
         tokio::spawn(http::serve(listener, Arc::new(answers)));
     }
     if let Some(listener) = admin {
-        let answers = Admin { watch, traffic, listens: Vec::new(), source, secret, origin };
+        let answers = Admin { watch, traffic, listens: Vec::new(), source, learns: false, secret, origin };
         tokio::spawn(http::serve(listener, Arc::new(answers)));
     }
     let mut ends = asked.subscribe();

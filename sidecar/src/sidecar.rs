@@ -280,7 +280,8 @@ pub fn run(config: Sidecar) -> Result<(), Error> {
     }
     if let Some(listener) = admin {
         let listens = listens.into_iter().zip(stand_ins).collect();
-        let answers = Admin { watch, traffic, listens, source, secret: Secret(seed), origin };
+        let learns = config.on_demand.is_some();
+        let answers = Admin { watch, traffic, listens, source, learns, secret: Secret(seed), origin };
         server.add_service(Control::new("admin", listener, answers, &asked));
     }
     if let Some((feed, listener)) = feed {

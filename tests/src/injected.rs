@@ -90,7 +90,7 @@ impl Injected {
         prepare(&client.pod.host).await;
         let mut command =
             client.pod.host.command_as(USER, &["net_raw"], tools::for_everybody("remora", "sidecar"));
-        // A feed does not tell the zone of a node.
+        // A feed that asks for no token does not know where its readers are.
         let [(_, zone), _] = NODES;
         command.args(arguments(&hub.source())).args(["--zone", zone]).args(more);
         Injected::of(Process::Plain(Program::start(&client.world, "remora", command)), &client.pod.host)

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 
 use serde_json::json;
+use tests::remora::run;
 use tests::{Client, Injected, Pod, SOON, Way, World, wait_until};
 
 tests::tests! {
@@ -48,6 +49,9 @@ async fn a_service_is_known_from_its_first_connection_until_it_is_used_no_more(w
     client.wait_served(&[web], &["web"], "the node has its endpoint").await;
     client.feed(&["--on-demand-idle", "2s"]).await;
     wait_known(&client, 0, "none is used").await;
+    let name = format!("{}/web", client.namespace.name);
+    let unknown = run(&client.pod.host, &["endpoints", &name], None).await.expect_err("none is used");
+    assert!(unknown.contains("connect to it once"), "{unknown}");
     for round in 1..=2 {
         let held = client.hold(web, 1).await;
         wait_known(&client, 1, "one is used").await;
