@@ -21,6 +21,8 @@ use crate::vm::Found;
 
 /// How often a root context looks whether something is due.
 const TICK: Duration = Duration::from_millis(200);
+/// Of a gRPC stream: who asks has shown nothing that is good.
+const UNAUTHENTICATED: u32 = 16;
 /// Ticks between two times that Envoy is told what was counted.
 const TELL: u32 = 5;
 
@@ -182,7 +184,14 @@ impl Context for Root {
 
     fn on_grpc_stream_close(&mut self, token: u32, status: u32) {
         if vm(|vm| vm.link.token_of(self.id)) == Some(token) {
-            self.lost(&format!("it ended with gRPC status {status}"));
+            self.lost(&match status {
+                UNAUTHENTICATED => {
+                    "the hub takes no token of this Envoy; see that the cluster of the feed shows one, \
+                                    for the audience of the hubs"
+                        .to_owned()
+                }
+                _ => format!("it ended with gRPC status {status}"),
+            });
         }
     }
 }

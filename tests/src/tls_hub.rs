@@ -3,22 +3,26 @@
 //! In: a namespace of a cluster. Out: the hub, what its readers trust and show. The tokens are the API server's, or signed
 //! with its key where it would not give one that is soon no good.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
 use rcgen::{CertificateParams, KeyPair, SigningKey};
 use serde_json::{Value, json};
 
+use crate::cluster::{NODES, create};
 use crate::{Host, Namespace, Program, World, ask, tools};
 
 /// Where it serves the feed.
 const FEED: u16 = 64105;
 /// Where it tells how it is.
 const HEALTH: u16 = 64104;
+/// The name of hubs that the chart installs, which its certificate has too.
+pub const NAME: &str = "remora-hub.remora.svc";
 /// Where a reader answers.
 const ADMIN: &str = "127.0.0.1:64103";
 /// Bytes of either number of a signature.
@@ -30,14 +34,15 @@ pub struct TlsHub {
     pub program: Program,
     /// Where it runs; readers run there, too.
     pub host: Host,
-    authority: PathBuf,
+    /// The certificate of who vouches for it.
+    pub authority: PathBuf,
 }
 
 impl TlsHub {
     /// Starts one, and makes a ServiceAccount `reader`, for whom tokens are.
     pub async fn start(world: &World, namespace: &Namespace) -> TlsHub {
         let accounts: Api<ServiceAccount> = Api::namespaced(namespace.client.clone(), &namespace.name);
-        crate::cluster::create(&accounts, json!({"metadata": {"name": "reader"}})).await;
+        create(&accounts, json!({"metadata": {"name": "reader"}})).await;
         let reads = ["get", "list", "watch"];
         let keys = ["/openid/v1/jwks", "/.well-known/openid-configuration"];
         let rules = json!([
@@ -51,7 +56,8 @@ impl TlsHub {
         let folder = world.own_folder().join("certificate");
         std::fs::create_dir_all(&folder).expect("a folder");
         let key = KeyPair::generate().expect("a key");
-        let parameters = CertificateParams::new(vec![host.ip4().to_string()]).expect("a name");
+        let parameters =
+            CertificateParams::new(vec![host.ip4().to_string(), NAME.to_owned()]).expect("a name");
         let certificate = parameters.self_signed(&key).expect("a certificate").pem();
         let authority = folder.join("tls.crt");
         std::fs::write(&authority, certificate).expect("a file");
@@ -115,6 +121,17 @@ async fn metric(health: SocketAddr, name: &str) -> Result<u64, String> {
     number.ok_or_else(|| format!("there is no {name}"))
 }
 
+/// A slice of `service` with an endpoint for the zone of each of [`NODES`], there.
+pub async fn slice(namespace: &Namespace, service: &str, addresses: [Ipv4Addr; 2], port: u16) {
+    let endpoint = |(address, (node, zone)): (Ipv4Addr, (&str, &str))| json!({"addresses": [address], "nodeName": node, "hints": {"forZones": [{"name": zone}]}});
+    let slice = json!({
+        "metadata": {"name": service, "labels": {"kubernetes.io/service-name": service}},
+        "addressType": "IPv4", "endpoints": addresses.into_iter().zip(NODES).map(endpoint).collect::<Vec<_>>(),
+        "ports": [{"name": "", "port": port}],
+    });
+    create::<EndpointSlice>(&namespace.slices(), slice).await;
+}
+
 /// A token of the ServiceAccount `reader`, for hubs.
 pub async fn token(namespace: &Namespace) -> String {
     request_token(namespace, json!({"audiences": ["remora"]})).await
@@ -126,12 +143,15 @@ pub async fn token_of_pod(namespace: &Namespace, node: &str) -> String {
     let spec = json!({
         "nodeName": node, "serviceAccountName": "reader", "containers": [{"name": "app", "image": "none"}],
     });
-    let pod =
-        crate::cluster::create(&pods, json!({"metadata": {"name": format!("on-{node}")}, "spec": spec}))
-            .await;
+    let pod = create(&pods, json!({"metadata": {"name": format!("on-{node}")}, "spec": spec})).await;
     let bound =
         json!({"apiVersion": "v1", "kind": "Pod", "name": pod.metadata.name, "uid": pod.metadata.uid});
     request_token(namespace, json!({"audiences": ["remora"], "boundObjectRef": bound})).await
+}
+
+/// The same, for somebody else.
+pub async fn foreign_token(namespace: &Namespace) -> String {
+    request_token(namespace, json!({"audiences": ["somebody-else"]})).await
 }
 
 async fn request_token(namespace: &Namespace, spec: Value) -> String {

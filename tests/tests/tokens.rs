@@ -1,10 +1,10 @@
 //! Tokens end, and readers of a hub go on. And they say where their readers are.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
-use tests::cluster::{NODES, create};
+use tests::cluster::NODES;
 use tests::remora::run;
 use tests::tls_hub::{self, TlsHub};
 use tests::{Cluster, Namespace, World, wait_until};
@@ -100,14 +100,9 @@ async fn who_shows_the_token_of_a_pod_is_told_its_node_and_zone(world: World) {
     let local = json!({"selector": null, "internalTrafficPolicy": "Local", "ports": [{"port": 80}]});
     namespace.service("local", local).await;
     namespace.service("web", json!({"selector": null, "ports": [{"port": 80}]})).await;
-    let endpoint = |(number, (node, zone)): (usize, (&str, &str))| json!({"addresses": [format!("192.0.2.{number}")], "nodeName": node, "hints": {"forZones": [{"name": zone}]}});
-    let endpoints: Vec<_> = NODES.into_iter().enumerate().map(endpoint).collect();
+    let addresses = [Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2)];
     for service in ["local", "web"] {
-        let slice = json!({
-            "metadata": {"name": service, "labels": {"kubernetes.io/service-name": service}},
-            "addressType": "IPv4", "endpoints": endpoints, "ports": [{"name": "", "port": 9000}],
-        });
-        create::<EndpointSlice>(&namespace.slices(), slice).await;
+        tls_hub::slice(&namespace, service, addresses, 9000).await;
     }
     let hub = TlsHub::start(&world, &namespace).await;
     let [local, web] = ["local", "web"].map(|service| format!("{}/{service}", namespace.name));
@@ -115,7 +110,7 @@ async fn who_shows_the_token_of_a_pod_is_told_its_node_and_zone(world: World) {
     let [_, (node, _)] = NODES;
     std::fs::write(&path, tls_hub::token_of_pod(&namespace, node).await).expect("a file");
     let reader = hub.reader(&world, &[&local, &web], &path);
-    let there = json!(["192.0.2.1:9000"]);
+    let there = json!(["192.0.2.2:9000"]);
     wait_until(PATIENCE, "it picks what is on its node, and for its zone", async || {
         let rows = async |service: &str| {
             let printed = run(&hub.host, &["endpoints", service, "-o", "json"], None).await?;
