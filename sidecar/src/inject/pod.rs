@@ -1,10 +1,11 @@
 //! Whether a Pod gets a sidecar, and what it gets. In: a Pod or a Pod template as JSON, how its namespace is, what the
 //! cluster wants. Out: what to add to it, or one sentence why not. Never changes anything.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use clap::Parser as _;
+use clap::{Command, CommandFactory as _, FromArgMatches as _};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -337,11 +338,21 @@ impl<'p> Wishes<'p> {
 
 /// Reads `arguments` as the container will, so that it starts.
 fn judge(arguments: &[String], settings: &Settings) -> Result<(), Skip> {
+    thread_local! {
+        /// Made once: that takes longer than all the rest of a Pod.
+        static COMMAND: RefCell<Command> = RefCell::new(Arguments::command());
+    }
     let program = std::iter::once("remora").chain(arguments.iter().map(String::as_str));
-    let judged = match Arguments::try_parse_from(program).map(|arguments| arguments.verb) {
+    let parsed = COMMAND.with_borrow_mut(|command| {
+        let mut matches = command.try_get_matches_from_mut(program)?;
+        Arguments::from_arg_matches_mut(&mut matches)
+    });
+    let judged = match parsed.map(|arguments| arguments.verb) {
         Ok(Verb::Sidecar(mut typed)) => {
             // Its environment says so there.
             typed.serving.source.feed_ca = settings.feed_ca.clone();
+            // It looks there how many processors it has, which takes a while.
+            typed.serving.threads = Some("1".to_owned());
             config::Sidecar::new(*typed, true).map(drop)
         }
         Ok(Verb::Capture { verb: verb @ CaptureVerb::Up(_) }) => config::Capture::new(verb).map(drop),
