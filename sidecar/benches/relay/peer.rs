@@ -14,6 +14,8 @@ pub(crate) enum Peer {
     Remora,
     /// The same at a node port, where the table is asked whose connection it is; a load balancer does just that.
     Node,
+    /// The program of the image, which is built to be small.
+    Image,
     Haproxy,
     Nginx,
     Envoy,
@@ -27,14 +29,15 @@ pub(crate) struct Running {
 }
 
 impl Peer {
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Direct, Self::Remora, Self::Node, Self::Haproxy, Self::Nginx, Self::Envoy];
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Direct, Self::Remora, Self::Node, Self::Image, Self::Haproxy, Self::Nginx, Self::Envoy];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct",
             Self::Remora => "remora",
             Self::Node => "node port",
+            Self::Image => "image",
             Self::Haproxy => "haproxy",
             Self::Nginx => "nginx",
             Self::Envoy => "envoy",
@@ -62,8 +65,11 @@ impl Peer {
 
     fn command(self, address: SocketAddr, file: &Path) -> Command {
         match self {
-            Self::Direct | Self::Remora | Self::Node => {
-                let mut command = Command::new(env!("CARGO_BIN_EXE_remora"));
+            Self::Direct | Self::Remora | Self::Node | Self::Image => {
+                let mut command = match self {
+                    Self::Image => Command::new(place("sidecar/image", &["where"], "make image")),
+                    _ => Command::new(env!("CARGO_BIN_EXE_remora")),
+                };
                 let manifest = file.with_extension("yaml");
                 std::fs::copy(file, &manifest).unwrap();
                 match self {
@@ -77,7 +83,11 @@ impl Peer {
             Self::Haproxy => with_arguments("/usr/sbin/haproxy", &["-db", "-f"], file),
             Self::Nginx => with_arguments("/usr/sbin/nginx", &["-c"], file),
             Self::Envoy => {
-                let mut command = with_arguments(&envoy(), &["--concurrency", "2", "-l", "off", "-c"], file);
+                let mut command = with_arguments(
+                    &place("tests/tools", &["where", "envoy"], "envoy"),
+                    &["--concurrency", "2", "-l", "off", "-c"],
+                    file,
+                );
                 command.arg("--disable-hot-restart");
                 command
             }
@@ -89,7 +99,7 @@ impl Peer {
         let folder = folder.display();
         match self {
             Self::Direct => String::new(),
-            Self::Remora => configuration(endpoint),
+            Self::Remora | Self::Image => configuration(endpoint),
             Self::Node => {
                 let ports = format!("type: NodePort, ports: [{{port: 80, nodePort: {}}}]", address.port());
                 configuration(endpoint).replace("ports: [{port: 80}]", &ports)
@@ -161,11 +171,12 @@ fn with_arguments(program: &str, arguments: &[&str], file: &Path) -> Command {
 }
 
 /// Where `sidecar/benches/peers` had Envoy installed; its plain name if it is not there, for the error to say.
-fn envoy() -> String {
-    let tools = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/tools");
-    let output = Command::new(tools).args(["where", "envoy"]).output();
+/// Where a script of the project says that a program is; if it says nothing, `name`, by which a message tells it is missing.
+fn place(script: &str, arguments: &[&str], name: &str) -> String {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(script);
+    let output = Command::new(script).args(arguments).output();
     let path = output.ok().filter(|output| output.status.success()).map(|output| output.stdout);
-    path.map_or_else(|| "envoy".to_owned(), |path| String::from_utf8_lossy(&path).trim().to_owned())
+    path.map_or_else(|| name.to_owned(), |path| String::from_utf8_lossy(&path).trim().to_owned())
 }
 
 impl Running {
