@@ -11,7 +11,7 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
-use rcgen::{CertificateParams, KeyPair, SigningKey};
+use rcgen::{Certificate, CertificateParams, KeyPair, SigningKey};
 use serde_json::{Value, json};
 
 use crate::cluster::{NODES, create};
@@ -34,8 +34,7 @@ pub struct TlsHub {
     pub program: Program,
     /// Where it runs; readers run there, too.
     pub host: Host,
-    /// The certificate of who vouches for it.
-    pub authority: PathBuf,
+    authority: PathBuf,
 }
 
 impl TlsHub {
@@ -55,18 +54,20 @@ impl TlsHub {
         let host = Host::new(world, "hub");
         let folder = world.own_folder().join("certificate");
         std::fs::create_dir_all(&folder).expect("a folder");
-        let key = KeyPair::generate().expect("a key");
-        let parameters =
-            CertificateParams::new(vec![host.ip4().to_string(), NAME.to_owned()]).expect("a name");
-        let certificate = parameters.self_signed(&key).expect("a certificate").pem();
+        let (certificate, key) = certificate(vec![host.ip4().to_string(), NAME.to_owned()]);
         let authority = folder.join("tls.crt");
-        std::fs::write(&authority, certificate).expect("a file");
+        std::fs::write(&authority, certificate.pem()).expect("a file");
         std::fs::write(folder.join("tls.key"), key.serialize_pem()).expect("a file");
         let mut command = host.command(tools::own("remora", "sidecar"));
         command.env("KUBECONFIG", kubeconfig).args(["hub", "--source", "kube", "--certificate"]).arg(&folder);
         command.args(["--feed", &SocketAddr::new(host.ip4().into(), FEED).to_string()]);
         command.args(["--health", &SocketAddr::new(host.ip4().into(), HEALTH).to_string()]);
         TlsHub { program: Program::start(world, "hub", command), host, authority }
+    }
+
+    /// The certificate of who vouches for it.
+    pub fn authority(&self) -> String {
+        std::fs::read_to_string(&self.authority).expect("a file")
     }
 
     /// One of its numbers, by name and labels.
@@ -113,6 +114,18 @@ impl Reader {
     pub async fn ready(&self) -> Result<(u16, String), String> {
         ask::get(self.health, "/readyz").await
     }
+}
+
+/// The certificate of somebody with the name of hubs who vouches for none of them.
+pub fn foreign_authority() -> String {
+    certificate(vec![NAME.to_owned()]).0.pem()
+}
+
+/// One that vouches for itself, and its key.
+fn certificate(names: Vec<String>) -> (Certificate, KeyPair) {
+    let key = KeyPair::generate().expect("a key");
+    let parameters = CertificateParams::new(names).expect("names");
+    (parameters.self_signed(&key).expect("a certificate"), key)
 }
 
 async fn metric(health: SocketAddr, name: &str) -> Result<u64, String> {
