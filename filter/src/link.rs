@@ -28,7 +28,7 @@ pub struct Link {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Waiting { until: Millis },
-    Open { token: u32, owner: u32, heard: Millis },
+    Open { token: u32, owner: u32, heard: Millis, was_of_use: bool },
 }
 
 impl Default for Link {
@@ -46,7 +46,7 @@ impl Link {
 
     /// A stream was opened by this root context, which gets its messages, and what is wanted was sent.
     pub fn opened(&mut self, token: u32, owner: u32, now: Millis) {
-        self.state = State::Open { token, owner, heard: now };
+        self.state = State::Open { token, owner, heard: now, was_of_use: false };
         self.is_stale = false;
     }
 
@@ -72,6 +72,14 @@ impl Link {
     /// What came was of use.
     pub fn settled(&mut self) {
         self.lost = 0;
+        if let State::Open { was_of_use, .. } = &mut self.state {
+            *was_of_use = true;
+        }
+    }
+
+    /// What came on the stream that is open was of use: whoever serves it has taken what this Envoy shows.
+    pub fn was_of_use(&self) -> bool {
+        matches!(self.state, State::Open { was_of_use: true, .. })
     }
 
     /// Nothing came for longer than a server that lives lets pass.
@@ -134,6 +142,19 @@ mod tests {
         assert!(!link.is_due(u64::MAX) && link.heard(7, 19_000) && !link.heard(8, 0));
         assert!(!link.is_silent(39_000) && link.is_silent(39_001));
         assert_eq!((link.token_of(1), link.token_of(2)), (Some(7), None));
+    }
+
+    #[test]
+    fn a_stream_was_of_use_by_what_came_on_itself() {
+        let mut link = Link::default();
+        link.opened(7, 1, 0);
+        assert!(!link.was_of_use());
+        link.settled();
+        assert!(link.was_of_use());
+        link.lost(0, 0);
+        assert!(!link.was_of_use());
+        link.opened(8, 1, 0);
+        assert!(!link.was_of_use());
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::vm::Found;
 
 /// How often a root context looks whether something is due.
 const TICK: Duration = Duration::from_millis(200);
-/// Of a gRPC stream: who asks has shown nothing that is good.
+/// Of a gRPC stream: who asks has shown nothing that is good, or it is good no longer.
 const UNAUTHENTICATED: u32 = 16;
 /// Ticks between two times that Envoy is told what was counted.
 const TELL: u32 = 5;
@@ -99,7 +99,9 @@ impl Root {
         });
         match sent {
             Ok(token) => vm(|vm| vm.link.opened(token, self.id, now)),
-            Err(_) => self.lost(&format!("Envoy cannot open it; is there a cluster {cluster}?")),
+            Err(_) => self.lost(&format!(
+                "Envoy cannot open it; is there a cluster {cluster}, and the file of a token that it shows?"
+            )),
         }
     }
 
@@ -115,6 +117,20 @@ impl Root {
             &format!(
                 "remora: the stream of the feed is lost: {why}; the table that is known serves on, next try in {wait} ms"
             ),
+        );
+    }
+
+    /// A hub lets nobody read on with a token that has expired. Envoy has the next one by then, and the stream that is
+    /// opened soon shows it: nothing that is wrong, hence not counted as such.
+    fn expired(&self) {
+        let now = now();
+        vm(|vm| {
+            let chance = vm.chance(now);
+            vm.link.lost(now, chance)
+        });
+        log(
+            LogLevel::Info,
+            "remora: the token that the stream of the feed was opened with has expired; opening another one",
         );
     }
 
@@ -183,15 +199,16 @@ impl Context for Root {
     }
 
     fn on_grpc_stream_close(&mut self, token: u32, status: u32) {
-        if vm(|vm| vm.link.token_of(self.id)) == Some(token) {
-            self.lost(&match status {
-                UNAUTHENTICATED => {
-                    "the hub takes no token of this Envoy; see that the cluster of the feed shows one, \
-                                    for the audience of the hubs"
-                        .to_owned()
-                }
-                _ => format!("it ended with gRPC status {status}"),
-            });
+        if vm(|vm| vm.link.token_of(self.id)) != Some(token) {
+            return;
+        }
+        match status {
+            UNAUTHENTICATED if vm(|vm| vm.link.was_of_use()) => self.expired(),
+            UNAUTHENTICATED => self.lost(
+                "the hub takes no token of this Envoy; see that the cluster of the feed shows one, for the audience of \
+                 the hubs",
+            ),
+            _ => self.lost(&format!("it ended with gRPC status {status}")),
         }
     }
 }

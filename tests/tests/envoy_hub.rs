@@ -16,18 +16,24 @@ use tests::{Cluster, Host, Namespace, Program, World, load, wait_until};
 fn main() -> ExitCode {
     envoy::main(tests::in_both_envoys![
         a_hub_feeds_who_shows_a_good_token_by_tls_and_another_one_is_taken_without_a_restart,
+        a_token_that_expires_is_no_error_where_another_one_is_in_the_file,
     ])
 }
 
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Seconds by which clocks may differ: a token is taken for so long after its end.
 const LEEWAY: i64 = 30;
+/// Of an Envoy with two workers: one for each, and one for its main thread.
+const STREAMS: u64 = 3;
 
 const AUDIENCE: &str = "remora_feed_refused_total{reason=\"audience\"}";
 const EXPIRED: &str = "remora_feed_refused_total{reason=\"expired\"}";
 
-/// What Envoy's log says of a stream that is refused.
+/// What Envoy's log says of each stream that is refused, of each that is lost for whatever reason, and of each whose
+/// token has expired.
 const REFUSED: &str = "the hub takes no token of this Envoy";
+const LOST: &str = "the stream of the feed is lost";
+const EXPIRY: &str = "the token that the stream of the feed was opened with has expired";
 
 /// A file of `envoy/`.
 fn file(name: &str) -> String {
@@ -72,6 +78,8 @@ enum Token {
     Foreign,
     /// Good for so many seconds.
     For(i64),
+    /// Good for an hour.
+    Long,
     /// The same, of a Pod on this node.
     OfPod(&'static str),
 }
@@ -83,6 +91,7 @@ impl Token {
             Self::For(seconds) => {
                 tls_hub::expiring(namespace, &tls_hub::token(namespace).await, seconds - LEEWAY)
             }
+            Self::Long => tls_hub::token(namespace).await,
             Self::OfPod(node) => tls_hub::token_of_pod(namespace, node).await,
         }
     }
@@ -146,6 +155,11 @@ impl Fed {
         format!("{}; {}", self.envoy.program.state(), self.hub.program.state())
     }
 
+    /// Lines of Envoy's log that have these words.
+    fn lines(&self, words: &str) -> usize {
+        self.envoy.program.output().lines().filter(|line| line.contains(words)).count()
+    }
+
     async fn wait_counted(&self, name: &str) {
         wait_until(PATIENCE, &format!("{name} grows"), async || match self.hub.metric(name).await {
             Ok(1..) => Ok(()),
@@ -202,4 +216,28 @@ async fn a_hub_feeds_who_shows_a_good_token_by_tls_and_another_one_is_taken_with
         Ok(())
     })
     .await;
+}
+
+async fn a_token_that_expires_is_no_error_where_another_one_is_in_the_file(world: World, version: Version) {
+    let fed = Fed::start(&world, version, None, Token::For(30)).await;
+    let Fed { hub, envoy, .. } = &fed;
+    let wait_open = async || {
+        let readers = async || match hub.metric("remora_feed_readers").await {
+            Ok(STREAMS) => Ok(()),
+            other => Err(format!("{other:?}; {}", fed.state())),
+        };
+        wait_until(PATIENCE, "every stream is open", readers).await;
+    };
+    wait_open().await;
+    fed.show(Token::Long).await;
+    wait_until(PATIENCE, "every stream has ended with its token", async || match fed.lines(EXPIRY) {
+        lines if lines as u64 >= STREAMS => Ok(()),
+        lines => Err(format!("{lines} have; {}", fed.state())),
+    })
+    .await;
+    wait_open().await;
+    // On a machine that stood still, the old token may have been shown too late.
+    assert_eq!(Ok(fed.lines(REFUSED) as u64), hub.metric(EXPIRED).await, "{}", fed.state());
+    let lost = fed.lines(LOST) as u64;
+    envoy.wait_number("remora_source_errors_total", |errors| errors == lost).await;
 }
