@@ -15,14 +15,21 @@ use crate::outcome::{self, Outcome, Reached};
 use crate::vm::{Attempt, PutAside, Vm};
 
 thread_local! {
-    static VM: RefCell<Vm> = RefCell::new(Vm::new(secret()));
+    /// It is there as long as the module.
+    static VM: &'static RefCell<Vm> = Box::leak(Box::new(RefCell::new(Vm::new(secret()))));
     static METRICS: Metrics = Metrics::define();
     static ORIGIN: Instant = Instant::now();
 }
 
 /// Works on the state that all plugins of this VM share. No call of Envoy that calls back may be made inside.
 pub(crate) fn vm<T>(work: impl FnOnce(&mut Vm) -> T) -> T {
-    VM.with_borrow_mut(work)
+    work(&mut cell().borrow_mut())
+}
+
+/// Once, not wherever it is worked on: there are dozens of places, and each would have how it is made.
+#[inline(never)]
+fn cell() -> &'static RefCell<Vm> {
+    VM.with(|vm| *vm)
 }
 
 /// The time of tallies and pins, which never goes back.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, RootContext};
 use proxy_wasm::types::{BufferType, LogLevel};
-use selection::{Here, Path, ServicePort, Symbol};
+use selection::{Here, Millis, Path, ServicePort, Symbol};
 
 use crate::authority::Wanted;
 use crate::configuration::{Configuration, Plugin};
@@ -105,13 +105,9 @@ impl Root {
         }
     }
 
+    /// The stream has ended as it should not have.
     fn lost(&self, why: &str) {
-        let now = now();
-        let wait = vm(|vm| {
-            vm.counts.add(Count::FeedErrors);
-            let chance = vm.chance(now);
-            vm.link.lost(now, chance)
-        });
+        let wait = again_later(true);
         log(
             LogLevel::Warn,
             &format!(
@@ -123,15 +119,8 @@ impl Root {
     /// A hub lets nobody read on with a token that has expired. Envoy has the next one by then, and the stream that is
     /// opened soon shows it: nothing that is wrong, hence not counted as such.
     fn expired(&self) {
-        let now = now();
-        vm(|vm| {
-            let chance = vm.chance(now);
-            vm.link.lost(now, chance)
-        });
-        log(
-            LogLevel::Info,
-            "remora: the token that the stream of the feed was opened with has expired; opening another one",
-        );
+        again_later(false);
+        log(LogLevel::Info, "remora: the token of the stream of the feed has expired; opening another one");
     }
 
     /// Looks after the stream that this root context owns.
@@ -181,6 +170,18 @@ impl Drop for Root {
     }
 }
 
+/// The stream is over, and another one is to be opened: in how many milliseconds.
+fn again_later(is_error: bool) -> Millis {
+    let now = now();
+    vm(|vm| {
+        if is_error {
+            vm.counts.add(Count::FeedErrors);
+        }
+        let chance = vm.chance(now);
+        vm.link.lost(now, chance)
+    })
+}
+
 impl Context for Root {
     fn on_grpc_stream_message(&mut self, token: u32, size: usize) {
         let now = now();
@@ -199,11 +200,12 @@ impl Context for Root {
     }
 
     fn on_grpc_stream_close(&mut self, token: u32, status: u32) {
-        if vm(|vm| vm.link.token_of(self.id)) != Some(token) {
+        let (ours, was_of_use) = vm(|vm| (vm.link.token_of(self.id), vm.link.was_of_use()));
+        if ours != Some(token) {
             return;
         }
         match status {
-            UNAUTHENTICATED if vm(|vm| vm.link.was_of_use()) => self.expired(),
+            UNAUTHENTICATED if was_of_use => self.expired(),
             UNAUTHENTICATED => self.lost(
                 "the hub takes no token of this Envoy; see that the cluster of the feed shows one, for the audience of \
                  the hubs",

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use hyper::StatusCode;
-use selection::story::{Connection, Moment, Story};
+use selection::story::{Connection, Moment, Outcome, Story, Told};
 use selection::{Millis, Protocol, Seed, ServiceName};
 use serde::Serialize;
 use watcher::Watch;
@@ -183,7 +183,12 @@ impl Admin {
         let ports = found.map(|(listen, stand_in)| stand_in.ports(listen, &table)).unwrap_or_default();
         let listener = ports.last();
         let moment = Moment { seed: self.secret.0, now: self.now() };
-        let story = Story::tell(&table, &connection, moment, listener.map(|port| &**port));
+        let mut story = Story::tell(&table, &connection, moment, listener.map(|port| &**port));
+        if self.learns && story.outcome == Outcome::Pass {
+            let text =
+                "but this sidecar knows only the Services that its Pod uses: a first connection asks the hub";
+            story.steps.push(Told { step: "demand", text: text.to_owned() });
+        }
         rendered(words.output(), |output| explain::render(&story, output))
     }
 

@@ -52,6 +52,8 @@ async fn a_service_is_known_from_its_first_connection_until_it_is_used_no_more(w
     let name = format!("{}/web", client.namespace.name);
     let unknown = run(&client.pod.host, &["endpoints", &name], None).await.expect_err("none is used");
     assert!(unknown.contains("connect to it once"), "{unknown}");
+    let story = run(&client.pod.host, &["explain", &web.to_string()], None).await.expect("a story");
+    assert!(story.contains("a first connection asks the hub"), "{story}");
     for round in 1..=2 {
         let held = client.hold(web, 1).await;
         wait_known(&client, 1, "one is used").await;

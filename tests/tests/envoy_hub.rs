@@ -33,7 +33,7 @@ const EXPIRED: &str = "remora_feed_refused_total{reason=\"expired\"}";
 /// token has expired.
 const REFUSED: &str = "the hub takes no token of this Envoy";
 const LOST: &str = "the stream of the feed is lost";
-const EXPIRY: &str = "the token that the stream of the feed was opened with has expired";
+const EXPIRY: &str = "the token of the stream of the feed has expired";
 
 /// A file of `envoy/`.
 fn file(name: &str) -> String {

@@ -1,8 +1,10 @@
 //! Who reads the feed, by the token of a ServiceAccount. In: the header of a request. Out: until when it may be read, and
-//! on which node that is, or why not. Never asks the API server about a token that it can judge by itself, and tells nobody what is in one.
+//! on which node that is, or why not. Never asks the API server about a token that it can judge by itself, and tells nobody
+//! what is in one.
 //!
 //! A token is judged by the keys that the cluster signs with (`/openid/v1/jwks`, KEP-1393), which are asked for again when
-//! a token names one that is not known. Where they are not to be had, or of no use here, the API server judges it (TokenReview).
+//! a token names one that is not known. Where they are not to be had, or of no use here, the API server judges it
+//! (TokenReview).
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -276,6 +278,7 @@ impl Known {
 }
 
 impl Keys {
+    /// What the cluster says of them at its two addresses.
     fn new(configuration: &Value, keys: &Value) -> Option<Self> {
         let issuer = configuration["issuer"].as_str()?.to_owned();
         let (mut by_name, mut foreign) = (HashMap::new(), HashSet::new());
@@ -351,7 +354,7 @@ impl From<Claims> for Bearer {
 /// Whether `name` may be a part of a path.
 fn is_node(name: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
-    (1..=253).contains(&name.len()) && name.bytes().all(is_plain)
+    name.len() <= 253 && name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.bytes().all(is_plain)
 }
 
 fn expiry(exp: u64) -> SystemTime {
@@ -416,7 +419,9 @@ mod tests {
         let judged = |claims: &Value| signer.keys().judge(&signer.token(claims), "one", "remora");
         assert_eq!(judged(&claims), Ok(Bearer { until, node: None }));
         // As the API server binds it to a Pod; and what nobody could ask for.
-        for (name, node) in [("n1.example", Some("n1.example".into())), ("../services", None), ("", None)] {
+        for (name, node) in
+            [("n1.example", Some("n1.example".into())), ("../services", None), ("..", None), ("", None)]
+        {
             claims["kubernetes.io"] =
                 json!({"namespace": "shop", "node": {"name": name, "uid": "1"}, "pod": {"name": "a"}});
             assert_eq!(judged(&claims), Ok(Bearer { until, node }));

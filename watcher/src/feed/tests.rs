@@ -553,6 +553,11 @@ fn a_reader_that_does_not_know_where_it_is_is_told_before_its_first_table() {
     ]));
     let there = |node: &str, zone: &str| Here { node: Some(node.into()), zone: Some(zone.into()) };
     let endpoints = |mirror: &Mirror| rows(mirror.table())[0].cluster.clone();
+    let frame = super::here(&there("n7", "b"));
+    assert!(
+        frame.starts_with(b"\x2a\x02n7\x2a\x01b\x3a\x04\x08\x01\x10\x02"),
+        "other binaries read it: {frame:?}"
+    );
     let mut mirror = Mirror::new(Here::default());
     feed(&mut mirror, &[super::here(&there("n7", "b"))]);
     assert!(!mirror.is_synced(), "it is no transaction");
