@@ -1,5 +1,5 @@
 //! Where nodes are. In: the name of a node, from the token of a Pod that runs there. Out: its zone. Never lets a reader wait
-//! long, nor asks the API server of one node often.
+//! long, nor asks the API server of one node often; what was known of a node counts on while nobody answers.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -33,7 +33,7 @@ pub struct Zones {
 
 #[derive(Debug, Default)]
 struct Known {
-    /// By the name of the node; and until when that is taken.
+    /// By the name of the node; and from when on it is to be asked again.
     zones: HashMap<Symbol, (Option<Symbol>, Instant)>,
     /// Nobody asks before.
     pause: Option<Instant>,
@@ -47,29 +47,27 @@ impl Zones {
 
     /// The zone of `node`; `None` if it has none, or nobody says so soon.
     pub async fn of(&self, node: &Symbol) -> Option<Symbol> {
-        if let Some(zone) = self.known().of(node) {
+        if let Some(zone) = self.known().of(node, Instant::now()) {
             return zone;
         }
         let _place = self.asking.acquire().await.ok()?;
         // Others may have asked meanwhile.
-        if let Some(zone) = self.known().of(node) {
+        if let Some(zone) = self.known().of(node, Instant::now()) {
             return zone;
         }
         let path = format!("/api/v1/nodes/{node}");
         let answer = timeout(WITHIN, self.cluster.metadata_of(&path)).await;
-        let zone = match answer
-            .unwrap_or_else(|_| Err(Refusal::Failed(format!("no answer within {WITHIN:?}"))))
-        {
-            Ok(metadata) => metadata["labels"][ZONE].as_str().map(Symbol::from),
-            Err(Refusal::Absent) => None,
+        let answer = answer.unwrap_or_else(|_| Err(Refusal::Failed(format!("no answer within {WITHIN:?}"))));
+        let (mut known, now) = (self.known(), Instant::now());
+        match answer {
+            Ok(metadata) => known.learn(node, metadata["labels"][ZONE].as_str().map(Symbol::from), now),
+            Err(Refusal::Absent) => known.learn(node, None, now),
             Err(error) => {
-                tracing::warn!(%node, %error, "cannot ask for the zone of a node, and tells its readers none; allow get on nodes");
-                self.known().pause = Some(Instant::now() + PAUSE);
-                return None;
+                tracing::warn!(%node, %error, "cannot ask for the zone of a node, and goes on with what is known; allow get on nodes");
+                known.pause = Some(now + PAUSE);
             }
-        };
-        self.known().learn(node, zone.clone());
-        zone
+        }
+        known.of(node, now).flatten()
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -79,20 +77,51 @@ impl Zones {
 
 impl Known {
     /// The zone of `node`, or none; `None` if that is to be asked.
-    fn of(&self, node: &Symbol) -> Option<Option<Symbol>> {
-        let now = Instant::now();
-        let known = self.zones.get(node).filter(|(_, until)| *until > now);
-        let pauses = self.pause.is_some_and(|until| until > now);
-        known.map(|(zone, _)| zone.clone()).or(pauses.then_some(None))
+    fn of(&self, node: &Symbol, now: Instant) -> Option<Option<Symbol>> {
+        let known = self.zones.get(node);
+        let is_asked =
+            known.is_none_or(|(_, until)| *until <= now) && self.pause.is_none_or(|until| until <= now);
+        (!is_asked).then(|| known.and_then(|(zone, _)| zone.clone()))
     }
 
-    fn learn(&mut self, node: &Symbol, zone: Option<Symbol>) {
-        let now = Instant::now();
+    fn learn(&mut self, node: &Symbol, zone: Option<Symbol>, now: Instant) {
         if self.zones.len() >= NODES {
             self.zones.retain(|_, (_, until)| *until > now);
         }
-        if self.zones.len() < NODES {
-            self.zones.insert(node.clone(), (zone, now + LASTS));
+        // The newest counts, whoever has to go.
+        if self.zones.len() >= NODES {
+            self.zones.clear();
         }
+        self.zones.insert(node.clone(), (zone, now + LASTS));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_known_of_a_node_counts_while_nobody_answers() {
+        let (mut known, now) = (Known::default(), Instant::now());
+        let (node, zone) = (Symbol::from("n1"), Some(Symbol::from("a")));
+        assert_eq!(known.of(&node, now), None, "it is to be asked");
+        known.learn(&node, zone.clone(), now);
+        assert_eq!(known.of(&node, now), Some(zone.clone()));
+        let later = now + LASTS;
+        assert_eq!(known.of(&node, later), None, "it is to be asked again");
+        known.pause = Some(later + PAUSE);
+        assert_eq!(known.of(&node, later), Some(zone));
+        assert_eq!(known.of(&"n2".into(), later), Some(None), "nor is another one asked for");
+        assert_eq!(known.of(&node, later + PAUSE), None);
+    }
+
+    #[test]
+    fn no_more_nodes_are_remembered_than_there_can_be() {
+        let (mut known, now) = (Known::default(), Instant::now());
+        for number in 0..=NODES {
+            known.learn(&format!("n{number}").as_str().into(), None, now);
+        }
+        assert!(known.zones.len() <= NODES);
+        assert_eq!(known.of(&format!("n{NODES}").as_str().into(), now), Some(None));
     }
 }
